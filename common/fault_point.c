@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common/fault_point.h"
+
+#ifdef SMEMV_FAULT_POINTS
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_POINTS 16
+
+static struct point {
+	char name[64];
+	char action[8];
+	unsigned long nth, hits;
+} points[MAX_POINTS];
+static size_t nr_points;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void parse(void)
+{
+	const char *env = getenv("SMEMV_FAULT");
+	char *copy, *save = NULL;
+
+	if (!env || !(copy = strdup(env)))
+		return;
+	for (char *t = strtok_r(copy, ",", &save); t && nr_points < MAX_POINTS;
+		t = strtok_r(NULL, ",", &save)) {
+		struct point *p = &points[nr_points++];
+
+		memcpy(p->action, "skip", 5);
+		if (sscanf(t, "%63[^:]:%7[^:]:%lu", p->name, p->action, &p->nth) < 1)
+			nr_points--;
+	}
+	free(copy);
+}
+
+static void wait_for_go(const char *name)
+{
+	const char *dir = getenv("SMEMV_FAULT_DIR");
+	char path[512];
+	int fd;
+
+	if (!dir)
+		return;
+	snprintf(path, sizeof(path), "%s/%s.reached", dir, name);
+	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		close(fd);
+	snprintf(path, sizeof(path), "%s/%s.go", dir, name);
+	for (int i = 0; i < 12000 && access(path, F_OK) < 0; i++)
+		smv_sleep_ms(10);
+}
+
+bool smv_fault_point(const char *name)
+{
+	pthread_once(&once, parse);
+	for (size_t i = 0; i < nr_points; i++) {
+		struct point *p = &points[i];
+		unsigned long hit;
+
+		if (strcmp(p->name, name) != 0)
+			continue;
+		pthread_mutex_lock(&lock);
+		hit = ++p->hits;
+		pthread_mutex_unlock(&lock);
+		if (p->nth && p->nth != hit)
+			continue;
+		if (hit == 1 || p->nth)
+			smv_log_warning("fault point %s: %s", name, p->action);
+		if (strcmp(p->action, "kill") == 0)
+			kill(getpid(), SIGKILL);
+		else if (strcmp(p->action, "stop") == 0)
+			kill(getpid(), SIGSTOP);
+		else if (strcmp(p->action, "wait") == 0)
+			wait_for_go(name);
+		else
+			return true;
+	}
+	return false;
+}
+
+#else
+
+/* ISO C wants at least one declaration in a translation unit. */
+typedef int smv_fault_point_unused;
+
+#endif
