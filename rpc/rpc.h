@@ -77,6 +77,7 @@ struct smv_rpc_client;
 
 /** smv_rpc_client_create - no connection is made yet. Any thread may call on a client. */
 int smv_rpc_client_create(const struct smv_addr *addr, struct smv_rpc_client **client);
+/** smv_rpc_client_destroy - cancels calls under way in other threads and waits for them. */
 void smv_rpc_client_destroy(struct smv_rpc_client *client);
 
 /**
