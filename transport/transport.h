@@ -50,8 +50,9 @@ struct smv_listener;
 struct smv_conn;
 
 struct smv_region_info {
-	uint64_t rkey;        /* names the region to peers of the domain's connections */
-	uint64_t remote_addr; /* what a peer adds its offset to (verbs: a virtual address; tcp: 0) */
+	uint64_t rkey; /* names the region to peers of the domain's connections */
+	uint64_t
+		remote_addr; /* what a peer adds its offset to (verbs: a virtual address; tcp: 0) */
 };
 
 struct smv_sge {
@@ -63,7 +64,8 @@ struct smv_sge {
 enum smv_op { SMV_OP_READ, SMV_OP_WRITE };
 
 /* The local side is scattered, the remote side is one contiguous range. The struct and the sge
- * array may go when smv_conn_post() has returned; the memory may not until the completion. */
+ * array may go when smv_conn_post() has returned; the memory may not until the completion. Until
+ * then what a read's memory holds is undefined, and no other request in flight may use it. */
 struct smv_request {
 	enum smv_op op;
 	uint64_t cookie; /* comes back in the completion */
@@ -75,25 +77,33 @@ struct smv_request {
 
 struct smv_completion {
 	uint64_t cookie;
-	int status; /* 0; -EACCES remote access error (the connection ends); -ETIMEDOUT deadline passed;
-		       -ECONNRESET peer gone; -ECANCELED flushed after another request's failure */
+	int status; /* 0; -EACCES remote access error (the connection ends); -ETIMEDOUT deadline
+		       passed; -ECONNRESET peer gone; -ECANCELED flushed after another request's
+		       failure */
 };
 
-/* Called in a transport's thread. */
+/* Called in a transport's thread (connect() of "mem": in the thread that connects). Callbacks must
+ * not call smv_listener_close() nor smv_domain_destroy(). NULL for notify and disconnected is fine.
+ */
 struct smv_listener_handler {
 	void *ctx;
 	/*
-	 * A peer asks to connect. Look at its private data and name the domain it may reach and how.
-	 * Return 0, or -errno to refuse politely: the peer's smv_connect() then returns -EACCES.
-	 * *conn_ctx comes back in the other callbacks. @conn may be kept until disconnected() and be
-	 * given to smv_conn_notify() and smv_conn_close() from any thread.
+	 * A peer asks to connect. Look at its private data and name the domain it may reach and
+	 * how. Return 0, or -errno to refuse politely: the peer's smv_connect() then returns
+	 * -EACCES. *conn_ctx comes back in the other callbacks. @conn may be kept until
+	 * disconnected() and be given to smv_conn_notify() and smv_conn_close() from any thread.
+	 * The domain may be destroyed as soon as this has returned, but a destroyer that runs at
+	 * the same time waits for it: so hold no lock in smv_domain_destroy() that this callback
+	 * takes.
 	 */
 	int (*connect)(void *ctx, struct smv_conn *conn, const void *private_data,
 		size_t private_len, struct smv_domain **domain, unsigned int *access,
 		void **conn_ctx);
-	/* The peer sent a notification. Everything it wrote before on this connection is visible. */
+	/* The peer sent a notification. Everything it wrote before on this connection is visible.
+	 */
 	void (*notify)(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t imm);
-	/* The connection ended, whoever ended it. @conn must not be used after the return. */
+	/* The connection ended, whoever ended it: the peer's requests touch no memory any more.
+	 * @conn must not be used after the return. Not called for a connection that was refused. */
 	void (*disconnected)(void *ctx, void *conn_ctx, struct smv_conn *conn);
 };
 
@@ -137,7 +147,7 @@ bool smv_transport_available(const struct smv_transport *t, char *why, size_t wh
 
 /** smv_domain_create / smv_domain_destroy - a domain is destroyed after its regions and
  * connections. Destroying a domain that still has connections ends them first and waits until no
- * transport thread touches its memory any more. */
+ * transport thread touches its memory any more. Regions that are left go with it. */
 int smv_domain_create(const struct smv_transport *t, struct smv_domain **domain);
 void smv_domain_destroy(struct smv_domain *domain);
 void smv_domain_stats(struct smv_domain *domain, struct smv_domain_stats *stats);
@@ -147,11 +157,12 @@ void smv_domain_stats(struct smv_domain *domain, struct smv_domain_stats *stats)
 int smv_region_register(struct smv_domain *domain, void *addr, size_t len, unsigned int access,
 	struct smv_region **region);
 /** smv_region_deregister - afterwards no peer can reach the memory, also not with requests that
- * are under way: waits for those. */
+ * are under way: waits for those, and ends connections that do not finish them soon. */
 void smv_region_deregister(struct smv_region *region);
 void smv_region_info(const struct smv_region *region, struct smv_region_info *info);
 
-/** smv_listen - accept connections at @addr. Port 0 takes a free one; @bound gets the real address. */
+/** smv_listen - accept connections at @addr. Port 0 takes a free one; @bound gets the real address.
+ */
 int smv_listen(const struct smv_transport *t, const struct smv_addr *addr,
 	const struct smv_listener_handler *handler, struct smv_listener **listener,
 	struct smv_addr *bound, struct smv_error *err);
@@ -168,7 +179,9 @@ int smv_connect(struct smv_domain *domain, const struct smv_addr *addr, const vo
  * smv_conn_post - queue requests; never blocks.
  *
  * Returns how many were taken (less than @n when the connection has its full depth in flight), or
- * -ENOTCONN. Each request taken completes exactly once through smv_conn_poll().
+ * -ENOTCONN, or -EINVAL when the first of them breaks a rule (payload 1..SMV_REQUEST_MAX, at most
+ * SMV_SGE_MAX elements, each inside its region, of this domain). Each request taken completes
+ * exactly once through smv_conn_poll().
  */
 int smv_conn_post(struct smv_conn *conn, const struct smv_request *requests, unsigned int n);
 
@@ -190,19 +203,23 @@ int smv_conn_poll(struct smv_conn *conn, struct smv_completion *completions, uns
 int smv_conn_arm(struct smv_conn *conn, short *fd_events, int *timeout_ms);
 int smv_conn_fd(const struct smv_conn *conn);
 
-/** smv_conn_wait - sleep until smv_conn_poll() may have something, at most @timeout_ms. */
+/** smv_conn_wait - sleep until smv_conn_poll() may have something, at most @timeout_ms (-1: no
+ * limit). Returns 1, 0 when the time is over, or -EINTR. */
 int smv_conn_wait(struct smv_conn *conn, int timeout_ms);
 
 /**
  * smv_conn_notify - send 32 bits to the peer, ordered behind everything posted before.
  *
  * On a client connection it is queued like a request and flushed by smv_conn_poll(); it has no
- * completion. Returns -EAGAIN when the queue is full.
+ * completion. On a server connection it is sent at once, or not at all: it may wait 100 ms for
+ * another thread's sending. Returns 0, -ENOTCONN, or -EAGAIN when the queue (64 at a client) or the
+ * socket is full or the connection is not established yet.
  */
 int smv_conn_notify(struct smv_conn *conn, uint32_t imm);
 
 /** smv_conn_next_notification - take a notification from the peer of a client connection that
- * smv_conn_poll() has received. Returns 1 and *imm, or 0. */
+ * smv_conn_poll() has received. Returns 1 and *imm, or 0. A peer that sends more than 1024 which
+ * nobody takes loses the connection. */
 int smv_conn_next_notification(struct smv_conn *conn, uint32_t *imm);
 
 unsigned int smv_conn_in_flight(const struct smv_conn *conn);
