@@ -9,6 +9,9 @@
 #include "common/error.h"
 
 #include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
 
 struct smv_qmp;
 
@@ -19,13 +22,18 @@ void smv_qmp_close(struct smv_qmp *qmp);
 /** smv_qmp_version - of QEMU, as major * 10000 + minor * 100 + micro, and as text. */
 int smv_qmp_version(const struct smv_qmp *qmp, const char **text);
 
+/** smv_qmp_peer_pid - the process that listens at the socket: QEMU, unless whoever started it made
+ * the socket (libvirt does). -1 when it is in another pid namespace. */
+pid_t smv_qmp_peer_pid(const struct smv_qmp *qmp);
+
 /**
  * smv_qmp_execute - run one command.
  * @arguments: reference taken over; NULL for none
  * @result: gets a new reference to "return", or NULL to drop it
  *
  * QEMU's own refusal is SMV_REFUSED, reason "qmp", with QEMU's words. A QEMU that went away is
- * SMV_UNAVAILABLE; silence for @timeout_ms is SMV_TIMEOUT, and the client is of no use afterwards.
+ * SMV_UNAVAILABLE; silence for @timeout_ms is SMV_TIMEOUT, and the command may still take effect
+ * (its late answer is dropped).
  */
 int smv_qmp_execute(struct smv_qmp *qmp, const char *command, json_t *arguments, json_t **result,
 	int timeout_ms, struct smv_error *err);

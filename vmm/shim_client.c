@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/shim_client.h"
+
+#include "common/cleanup.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+/* A zap of 256 ranges takes milliseconds; a QEMU that does not answer for so long is stopped. */
+#define ANSWER_TIMEOUT_S 10
+
+struct smv_shim {
+	int fd;
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+};
+
+/* The fd that came with a message, or -1; surplus ones are not expected and closed by nobody else.
+ */
+static int passed_fd_of(struct msghdr *msg)
+{
+	int fd = -1;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+			c->cmsg_len == CMSG_LEN(sizeof(int)))
+			memcpy(&fd, CMSG_DATA(c), sizeof(int));
+	return fd;
+}
+
+static int send_all(int fd, const void *data, size_t len)
+{
+	ssize_t n;
+
+	do
+		n = send(fd, data, len, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == EAGAIN ? -ETIMEDOUT : -errno;
+	return (size_t)n == len ? 0 : -EPROTO;
+}
+
+static int receive(int fd, struct smv_shim_reply *reply, int *passed_fd)
+{
+	struct iovec iov = {reply, sizeof(*reply)};
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct msghdr msg = {.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes)};
+	CLEANUP_CLOSE int passed = -1;
+	ssize_t n;
+
+	do
+		n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == EAGAIN ? -ETIMEDOUT : -errno;
+	passed = passed_fd_of(&msg);
+	if (n == 0)
+		return -ECONNRESET;
+	if ((size_t)n != sizeof(*reply) || msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
+		return -EPROTO;
+	if (passed_fd)
+		*passed_fd = smv_take_fd(&passed);
+	return 0;
+}
+
+/* One request and its reply; 0, the shim's -errno, or that of the connection. */
+static int call(struct smv_shim *shim, const struct smv_shim_request *request,
+	struct smv_shim_reply *reply, int *passed_fd)
+{
+	size_t len = offsetof(struct smv_shim_request, ranges) +
+		     request->nr_ranges * sizeof(request->ranges[0]);
+	int r = send_all(shim->fd, request, len);
+
+	if (!r)
+		r = receive(shim->fd, reply, passed_fd);
+	if (r < 0) {
+		/* A late reply must not pass for the next one's. */
+		shutdown(shim->fd, SHUT_RDWR);
+		return r;
+	}
+	return reply->status <= 0 ? reply->status : -EPROTO;
+}
+
+static int simple_call(
+	struct smv_shim *shim, uint32_t op, struct smv_shim_reply *reply, int *passed_fd)
+{
+	struct smv_shim_request request = {.version = SMV_SHIM_VERSION, .op = op};
+
+	return call(shim, &request, reply, passed_fd);
+}
+
+static int dial(const char *path, struct smv_error *err)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	struct timeval timeout = {.tv_sec = ANSWER_TIMEOUT_S};
+	CLEANUP_CLOSE int fd = -1;
+
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return smv_fail(err, SMV_INVALID, "path-too-long", NULL,
+			"shim socket '%.200s': the path is too long for a socket address", path);
+	strcpy(addr.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0 ||
+		connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0)
+		return smv_fail(err, SMV_UNAVAILABLE, "shim",
+			"Start the VM with smemv-run, so that QEMU has the shim loaded.",
+			"cannot connect to the shim of QEMU at '%s': %s", path, strerror(errno));
+	return smv_take_fd(&fd);
+}
+
+int smv_shim_open(const char *path, struct smv_shim **shim, pid_t *pid, struct smv_error *err)
+{
+	struct smv_shim_reply reply;
+	struct ucred cred = {0};
+	socklen_t len = sizeof(cred);
+	struct smv_shim s = {.fd = dial(path, err)};
+	int r;
+
+	if (s.fd < 0)
+		return s.fd;
+	strcpy(s.path, path); /* dial() has checked the length */
+	r = simple_call(&s, SMV_SHIM_HELLO, &reply, NULL);
+	if (r == -EPROTONOSUPPORT)
+		r = smv_fail(err, SMV_REFUSED, "shim-version",
+			"Restart the VM with the smemv-run of this version.",
+			"the shim in QEMU speaks version %lld, this program version %d",
+			(long long)reply.value, SMV_SHIM_VERSION);
+	else if (r < 0)
+		r = smv_fail(err, SMV_UNAVAILABLE, "shim",
+			"Is QEMU stopped, or does it run as another user?",
+			"the shim of QEMU at '%s' does not answer: %s", path, strerror(-r));
+	else if (!(*shim = malloc(sizeof(s))))
+		r = smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
+	if (r < 0) {
+		close(s.fd);
+		return r;
+	}
+	**shim = s;
+	/* The kernel's word first: it names the process in our own pid namespace. */
+	if (pid && getsockopt(s.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.pid > 0)
+		*pid = cred.pid;
+	else if (pid)
+		*pid = (pid_t)reply.value;
+	return 0;
+}
+
+void smv_shim_close(struct smv_shim *shim)
+{
+	if (!shim)
+		return;
+	close(shim->fd);
+	free(shim);
+}
+
+int smv_shim_get_uffd(struct smv_shim *shim, int *uffd, bool *fresh, struct smv_error *err)
+{
+	struct smv_shim_reply reply;
+	int fd = -1, r = simple_call(shim, SMV_SHIM_GET_UFFD, &reply, &fd);
+
+	if (!r && fd < 0)
+		r = -EPROTO;
+	if (r == -EPERM)
+		return smv_fail(err, SMV_PERMISSION, "userfaultfd",
+			"Give QEMU's user access to /dev/userfaultfd (read and write), or set "
+			"vm.unprivileged_userfaultfd=1.",
+			"QEMU may not create a userfaultfd that handles faults of the kernel");
+	if (r < 0)
+		return smv_fail(err, smv_code_from_errno(r), "userfaultfd", NULL,
+			"no userfaultfd from the shim at '%s': %s", shim->path, strerror(-r));
+	*uffd = fd;
+	if (fresh)
+		*fresh = reply.value == 1;
+	return 0;
+}
+
+int smv_shim_close_uffd(struct smv_shim *shim)
+{
+	struct smv_shim_reply reply;
+
+	return simple_call(shim, SMV_SHIM_CLOSE_UFFD, &reply, NULL);
+}
+
+int smv_shim_zap(struct smv_shim *shim, const struct smv_shim_range *ranges, size_t nr_ranges)
+{
+	struct smv_shim_request request = {.version = SMV_SHIM_VERSION, .op = SMV_SHIM_ZAP};
+	struct smv_shim_reply reply;
+
+	while (nr_ranges) {
+		size_t n = nr_ranges < SMV_SHIM_MAX_RANGES ? nr_ranges : SMV_SHIM_MAX_RANGES;
+		int r;
+
+		request.nr_ranges = (uint32_t)n;
+		memcpy(request.ranges, ranges, n * sizeof(*ranges));
+		r = call(shim, &request, &reply, NULL);
+		if (r < 0)
+			return r;
+		ranges += n;
+		nr_ranges -= n;
+	}
+	return 0;
+}
