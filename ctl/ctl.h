@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * smemvctl's commands. A command asks its peer and puts what it learnt into a JSON object; main.c
+ * prints that, or the command's own print function shows it to people.
+ */
+#ifndef SMV_CTL_CTL_H
+#define SMV_CTL_CTL_H
+
+#include "common/error.h"
+#include "rpc/rpc.h"
+
+#include <jansson.h>
+
+struct smv_ctl {
+	struct smv_rpc_client *client;
+	unsigned int timeout_ms;
+	const char *arg; /* the command's argument; NULL when it takes none */
+};
+
+/** smv_ctl_call - one call, its answer as a JSON object (a new reference). */
+int smv_ctl_call(const struct smv_ctl *ctl, const ProtobufCServiceDescriptor *service,
+	const char *method, const ProtobufCMessage *request, json_t **answer,
+	struct smv_error *err);
+
+/* What a command fetches: a new reference to an object. */
+typedef int (*smv_ctl_fetch)(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+/* How it looks on a terminal; may change @result to that end. */
+typedef void (*smv_ctl_print)(json_t *result);
+
+int smv_ctl_fetch_info(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+int smv_ctl_fetch_leases(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+int smv_ctl_fetch_vms(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+int smv_ctl_fetch_stats(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+
+void smv_ctl_print_leases(json_t *result);
+void smv_ctl_print_vms(json_t *result);
+
+#endif

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* smemvctl: look at memory servers and pagers. */
+#include "common/cleanup.h"
+#include "common/program.h"
+#include "ctl/ctl.h"
+#include "ctl/message_json.h"
+#include "ctl/output.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define SCHEMA_VERSION 1
+#define TIMEOUT_DEFAULT_S 10
+#define TIMEOUT_MAX_S 3600
+
+enum peer { PEER_SERVER, PEER_PAGER };
+static const char *const peer_options[] = {"--server", "--pager"};
+
+/* A new command is a function and a line here (and one in the help text below). */
+static const struct command {
+	const char *name;
+	enum peer peer;
+	const char *arg; /* NULL: it takes none */
+	smv_ctl_fetch fetch;
+	smv_ctl_print print;
+} commands[] = {
+	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties},
+	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases},
+	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms},
+	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties},
+};
+
+static const char doc[] = "Look at memory servers and pagers.\v"
+			  "With --server, a memserverd:\n"
+			  "  info      what it is and how much it has\n"
+			  "  leases    who uses its memory\n"
+			  "With --pager, a smemv-pagerd:\n"
+			  "  vms       the VMs whose memory it manages\n"
+			  "  stats VM  what paging does for one of them\n";
+
+struct options {
+	const char *peers[2]; /* by enum peer */
+	const struct command *command;
+	const char *arg;
+	struct smv_addr addr;
+	unsigned int timeout_s;
+	bool json;
+	bool insecure;
+};
+
+enum { OPT_SERVER = 256, OPT_PAGER, OPT_JSON, OPT_TIMEOUT, OPT_INSECURE };
+
+static const struct argp_option option_table[] = {
+	{"server", OPT_SERVER, "ADDR", 0, "control address of a memserverd", 0},
+	{"pager", OPT_PAGER, "ADDR", 0, "control address of a smemv-pagerd", 0},
+	{"json", OPT_JSON, NULL, 0, "print one JSON object", 0},
+	{"timeout", OPT_TIMEOUT, "S", 0, "seconds to wait for the answer (default 10)", 0},
+	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
+	{0},
+};
+
+static unsigned int parse_timeout(const char *text, struct argp_state *state)
+{
+	char *end;
+	unsigned long s = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || s < 1 || s > TIMEOUT_MAX_S)
+		argp_error(state, "--timeout '%s': give whole seconds from 1 to %d", text,
+			TIMEOUT_MAX_S);
+	return (unsigned int)s;
+}
+
+static void parse_word(const char *word, struct options *o, struct argp_state *state)
+{
+	if (!o->command) {
+		for (size_t i = 0; i < SMV_ARRAY_SIZE(commands); i++)
+			if (strcmp(commands[i].name, word) == 0)
+				o->command = &commands[i];
+		if (!o->command)
+			argp_error(state,
+				"unknown command '%s'; there are info, leases, vms and stats",
+				word);
+	} else if (o->command->arg && !o->arg) {
+		o->arg = word;
+	} else {
+		argp_error(state, "unexpected argument '%s' after '%s'", word, o->command->name);
+	}
+}
+
+static void usage_error(const struct options *o, const char *what, struct argp_state *state)
+{
+	const struct command *c = o->command;
+
+	argp_error(state, "%s; write: smemvctl %s ADDR %s%s%s", what, peer_options[c->peer],
+		c->name, c->arg ? " " : "", c->arg ? c->arg : "");
+}
+
+static void check_complete(struct options *o, struct argp_state *state)
+{
+	const struct command *c = o->command;
+	struct smv_error err;
+
+	if (!c)
+		argp_error(state, "which command? There are info, leases, vms and stats");
+	if (!o->peers[c->peer])
+		usage_error(o, "the address is missing", state);
+	if (o->peers[!c->peer])
+		usage_error(o, "the address of the wrong kind of daemon", state);
+	if (c->arg && !o->arg)
+		usage_error(o, "the name is missing", state);
+	if (smv_addr_parse(o->peers[c->peer], false, &o->addr, &err) < 0 ||
+		smv_insecure_check(&o->addr, o->insecure, &err) < 0)
+		argp_error(state, "%s\n  %s", err.message, err.hint);
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct options *o = state->input;
+
+	switch (key) {
+	case OPT_SERVER:
+		o->peers[PEER_SERVER] = arg;
+		return 0;
+	case OPT_PAGER:
+		o->peers[PEER_PAGER] = arg;
+		return 0;
+	case OPT_JSON:
+		o->json = true;
+		return 0;
+	case OPT_TIMEOUT:
+		o->timeout_s = parse_timeout(arg, state);
+		return 0;
+	case OPT_INSECURE:
+		o->insecure = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		parse_word(arg, o, state);
+		return 0;
+	case ARGP_KEY_END:
+		check_complete(o, state);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
+static const struct argp argp = {.options = option_table,
+	.parser = parse,
+	.args_doc = "info\nleases\nvms\nstats VM",
+	.doc = doc,
+	.children = children};
+
+int smv_ctl_call(const struct smv_ctl *ctl, const ProtobufCServiceDescriptor *service,
+	const char *method, const ProtobufCMessage *request, json_t **answer, struct smv_error *err)
+{
+	ProtobufCMessage *response = NULL;
+	int rc = smv_rpc_client_call(
+		ctl->client, service, method, request, &response, ctl->timeout_ms, false, err);
+
+	if (rc < 0)
+		return rc;
+	*answer = smv_message_to_json(response);
+	smv_rpc_message_free(response);
+	return *answer ? 0 : smv_fail(err, SMV_INTERNAL, "no-memory", NULL, "out of memory");
+}
+
+static int fetch(const struct options *o, json_t **result, struct smv_error *err)
+{
+	struct smv_ctl ctl = {.timeout_ms = o->timeout_s * 1000, .arg = o->arg};
+	int rc = smv_rpc_client_create(&o->addr, &ctl.client);
+
+	if (rc < 0)
+		return smv_fail(err, smv_code_from_errno(rc), "rpc", NULL,
+			"cannot set up the RPC client: %s", strerror(-rc));
+	rc = o->command->fetch(&ctl, result, err);
+	smv_rpc_client_destroy(ctl.client);
+	return rc;
+}
+
+static void print_json(json_t *result, const struct smv_error *err)
+{
+	CLEANUP_JSON json_t *out = json_pack("{s:i}", "schema_version", SCHEMA_VERSION);
+
+	if (result)
+		json_object_update(out, result);
+	else
+		json_object_set_new(out, "error",
+			json_pack("{s:o, s:o, s:o}", "code", smv_text_to_json(err->reason),
+				"message", smv_text_to_json(err->message), "hint",
+				smv_text_to_json(err->hint)));
+	json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+	putchar('\n');
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {.timeout_s = TIMEOUT_DEFAULT_S};
+	CLEANUP_JSON json_t *result = NULL;
+	struct smv_error err = {0};
+	int rc;
+
+	smv_program_init();
+	argp_parse(&argp, argc, argv, 0, NULL, &options);
+	smv_rpc_init();
+	rc = fetch(&options, &result, &err);
+	smv_rpc_shutdown();
+	if (rc < 0)
+		smv_error_print(&err);
+	if (options.json)
+		print_json(result, &err);
+	else if (rc == 0)
+		options.command->print(result);
+	return rc < 0 || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* memserverd: lends memory of this host to pagers. */
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/program.h"
+#include "memserver/service.h"
+
+#include <signal.h>
+#include <string.h>
+
+#define LISTEN_MAX 16
+#define RPC_WORKERS 4
+#define SHUTDOWN_GRACE_MS 2000
+
+struct options {
+	const char *name;
+	const char *state_dir;
+	uint64_t memory_bytes;
+	struct smv_addr listen[LISTEN_MAX];
+	size_t nr_listen;
+	struct smv_addr data[SMV_DATA_LISTENERS_MAX];
+	size_t nr_data;
+	bool insecure;
+};
+
+struct daemon {
+	struct smv_arena *arena;
+	struct smv_lease_table *table;
+	struct smv_data_plane *data;
+	struct smv_rpc_server *rpc;
+	struct smv_mem_server service;
+	char control[1000]; /* real control addresses, for the ready line */
+};
+
+enum { OPT_NAME = 256, OPT_MEMORY, OPT_LISTEN, OPT_DATA, OPT_STATE_DIR, OPT_INSECURE };
+
+static const struct argp_option option_table[] = {
+	{"name", OPT_NAME, "NAME", 0, "name of this server: letters, digits, '.', '_', '-'", 0},
+	{"memory", OPT_MEMORY, "SIZE", 0, "memory to lend, a multiple of 2M; suffixes K M G T", 0},
+	{"listen", OPT_LISTEN, "ADDR", 0, "control address HOST:PORT or unix:PATH; repeatable", 0},
+	{"data", OPT_DATA, "ADDR", 0,
+		"data address [tcp:|verbs:]HOST:PORT as peers reach it; repeatable", 0},
+	{"state-dir", OPT_STATE_DIR, "DIR", 0,
+		"directory on tmpfs (default: /dev/shm/smemv/memserverd-NAME)", 0},
+	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
+	{0},
+};
+
+static void usage_error(struct argp_state *state, const struct smv_error *err)
+{
+	argp_error(state, "%s%s%s", err->message, err->hint[0] ? "\n  " : "", err->hint);
+}
+
+static void parse_size(const char *text, struct options *o, struct argp_state *state)
+{
+	struct smv_error err;
+
+	if (smv_parse_size(text, &o->memory_bytes) < 0)
+		argp_error(state, "--memory '%s' is no size; write 512M or 64G", text);
+	if (smv_arena_check_size(o->memory_bytes, &err) < 0)
+		usage_error(state, &err);
+}
+
+static void parse_addr(const char *text, bool data, struct smv_addr *list, size_t max, size_t *nr,
+	struct argp_state *state)
+{
+	struct smv_error err;
+
+	if (*nr == max)
+		argp_error(state, "more than %zu addresses of a kind", max);
+	if (smv_addr_parse(text, data, &list[*nr], &err) < 0)
+		usage_error(state, &err);
+	if (strcmp(list[*nr].transport, "mem") == 0)
+		argp_error(state, "--data '%s': 'mem' stays within one process; use tcp:HOST:PORT",
+			text);
+	(*nr)++;
+}
+
+static void check_complete(const struct options *o, struct argp_state *state)
+{
+	struct smv_error err;
+
+	if (!o->name || !o->memory_bytes || !o->nr_listen || !o->nr_data)
+		argp_error(state, "%s is missing",
+			!o->name           ? "--name NAME"
+			: !o->memory_bytes ? "--memory SIZE"
+			: !o->nr_listen    ? "--listen ADDR"
+					   : "--data ADDR");
+	for (size_t i = 0; i < o->nr_listen; i++)
+		if (smv_insecure_check(&o->listen[i], o->insecure, &err) < 0)
+			usage_error(state, &err);
+	for (size_t i = 0; i < o->nr_data; i++)
+		if (smv_insecure_check(&o->data[i], o->insecure, &err) < 0)
+			usage_error(state, &err);
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct options *o = state->input;
+	struct smv_error err;
+
+	switch (key) {
+	case OPT_NAME:
+		if (smv_arena_check_name(arg, &err) < 0)
+			usage_error(state, &err);
+		o->name = arg;
+		return 0;
+	case OPT_MEMORY:
+		parse_size(arg, o, state);
+		return 0;
+	case OPT_LISTEN:
+		parse_addr(arg, false, o->listen, LISTEN_MAX, &o->nr_listen, state);
+		return 0;
+	case OPT_DATA:
+		parse_addr(arg, true, o->data, SMV_DATA_LISTENERS_MAX, &o->nr_data, state);
+		return 0;
+	case OPT_STATE_DIR:
+		o->state_dir = arg;
+		return 0;
+	case OPT_INSECURE:
+		o->insecure = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "unexpected argument '%s'", arg);
+		return EINVAL;
+	case ARGP_KEY_END:
+		check_complete(o, state);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
+static const struct argp argp = {.options = option_table,
+	.parser = parse,
+	.args_doc = "--name NAME --memory SIZE --listen ADDR --data ADDR",
+	.doc = "Lend memory of this host to the pagers of other hosts.",
+	.children = children};
+
+static int start_data(struct daemon *d, const struct options *o, struct smv_error *err)
+{
+	int rc = smv_data_create(d->table, &d->data, err);
+
+	for (size_t i = 0; i < o->nr_data && rc == 0; i++)
+		rc = smv_data_listen(d->data, &o->data[i], err);
+	return rc;
+}
+
+static int listen_control(struct daemon *d, const struct smv_addr *addr, struct smv_error *err)
+{
+	struct smv_addr bound, named = *addr;
+	size_t len = strlen(d->control);
+	char text[SMV_ADDR_MAX];
+	int rc = smv_rpc_server_listen(d->rpc, addr, &bound, err);
+
+	if (rc < 0)
+		return rc;
+	named.port = bound.port;
+	snprintf(d->control + len, sizeof(d->control) - len, " %s",
+		smv_addr_format(&named, text, sizeof(text)));
+	return 0;
+}
+
+static int start_rpc(struct daemon *d, const struct options *o, struct smv_error *err)
+{
+	int rc = smv_rpc_server_create(RPC_WORKERS, &d->rpc);
+
+	d->service = (struct smv_mem_server){.name = o->name,
+		.arena = d->arena,
+		.table = d->table,
+		.data = d->data,
+		.started_ns = smv_now_ns()};
+	if (rc == 0)
+		rc = smv_mem_server_add(d->rpc, &d->service);
+	if (rc < 0)
+		return smv_fail(err, SMV_INTERNAL, "rpc", NULL, "cannot set up the RPC server: %s",
+			strerror(-rc));
+	for (size_t i = 0; i < o->nr_listen && rc == 0; i++)
+		rc = listen_control(d, &o->listen[i], err);
+	if (rc < 0)
+		return rc;
+	rc = smv_rpc_server_start(d->rpc);
+	return rc == 0 ? 0
+		       : smv_fail(err, SMV_INTERNAL, "rpc", NULL, "cannot start the RPC server: %s",
+				 strerror(-rc));
+}
+
+static void log_ready(const struct daemon *d, const struct options *o)
+{
+	char size[32], data[1000] = "";
+	size_t nr, len = 0;
+	const char *const *addresses = smv_data_addresses(d->data, &nr);
+
+	for (size_t i = 0; i < nr && len < sizeof(data); i++)
+		len += (size_t)snprintf(data + len, sizeof(data) - len, " %s", addresses[i]);
+	smv_log_info("ready: %s lends %s; control%s, data%s", o->name,
+		smv_format_size(o->memory_bytes, size, sizeof(size)), d->control, data);
+}
+
+static int start(struct daemon *d, const struct options *o, struct smv_error *err)
+{
+	int rc = smv_arena_create(o->name, o->state_dir, o->memory_bytes, &d->arena, err);
+
+	if (rc == 0)
+		rc = smv_lease_table_create(d->arena, &d->table, err);
+	if (rc == 0)
+		rc = start_data(d, o, err);
+	return rc == 0 ? start_rpc(d, o, err) : rc;
+}
+
+/* From the top down: nobody may ask for leases, then none ends by itself, then no peer can reach
+ * the memory, then it goes. */
+static void stop(struct daemon *d)
+{
+	if (d->rpc)
+		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
+	if (d->table)
+		smv_lease_table_stop(d->table);
+	smv_data_destroy(d->data);
+	smv_lease_table_destroy(d->table);
+	smv_arena_destroy(d->arena);
+}
+
+static void wait_for_signal(const sigset_t *set)
+{
+	int sig = 0;
+
+	while (sigwait(set, &sig) != 0)
+		;
+	smv_log_info("ending: %s", strsignal(sig));
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {0};
+	struct daemon daemon = {0};
+	struct smv_error err = {0};
+	sigset_t set;
+	int rc;
+
+	smv_program_init();
+	argp_parse(&argp, argc, argv, 0, NULL, &options);
+	/* Blocked before any thread starts, so that all inherit it and sigwait() gets them. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	smv_rpc_init();
+	rc = start(&daemon, &options, &err);
+	if (rc == 0) {
+		log_ready(&daemon, &options);
+		wait_for_signal(&set);
+	} else {
+		smv_error_print(&err);
+	}
+	stop(&daemon);
+	smv_rpc_shutdown();
+	if (rc == 0)
+		return EXIT_SUCCESS;
+	return err.code == SMV_INVALID ? SMV_EXIT_USAGE : EXIT_FAILURE;
+}
