@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "client/pagemap.h"
+
+#include "common/cleanup.h"
+#include "vmm/guest_ram.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define NR_LOCKS 1024 /* a power of two */
+
+static int map_words(const char *path, size_t bytes, void **mapping)
+{
+	CLEANUP_CLOSE int fd = -1;
+	void *p;
+
+	if (path) {
+		unlink(path);
+		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0)
+			return -errno;
+	}
+	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		path ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, fd, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	*mapping = p;
+	return 0;
+}
+
+int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, struct smv_pagemap *map,
+	struct smv_error *err)
+{
+	size_t bytes = SMV_PAGEMAP_HEADER_BYTES + nr_pages * sizeof(smv_page_word);
+	struct smv_pagemap_header *header;
+	int r;
+
+	memset(map, 0, sizeof(*map));
+	r = map_words(path, bytes, &map->mapping);
+	if (r == 0 && !(map->locks = calloc(NR_LOCKS, sizeof(*map->locks))))
+		r = -ENOMEM;
+	if (r < 0) {
+		if (map->mapping)
+			munmap(map->mapping, bytes);
+		map->mapping = NULL;
+		return smv_fail(err, SMV_NO_ROOM, "page-map",
+			"Free memory or choose another --state-dir.",
+			"cannot make the page map of VM '%s' (%zu bytes%s%s): %s", vm, bytes,
+			path ? " in " : "", path ? path : "", strerror(-r));
+	}
+	for (int i = 0; i < NR_LOCKS; i++)
+		pthread_mutex_init(&map->locks[i], NULL);
+	map->mapping_bytes = bytes;
+	map->nr_pages = nr_pages;
+	map->words = (_Atomic smv_page_word *)((char *)map->mapping + SMV_PAGEMAP_HEADER_BYTES);
+	atomic_store(&map->counts[SMV_PAGE_UNKNOWN], nr_pages);
+	header = map->mapping;
+	header->magic = SMV_PAGEMAP_MAGIC;
+	header->version = SMV_PAGEMAP_VERSION;
+	header->page_size = SMV_PAGE_SIZE;
+	header->nr_pages = nr_pages;
+	snprintf(header->vm, sizeof(header->vm), "%s", vm);
+	return 0;
+}
+
+void smv_pagemap_destroy(struct smv_pagemap *map)
+{
+	if (!map->mapping)
+		return;
+	for (int i = 0; i < NR_LOCKS; i++)
+		pthread_mutex_destroy(&map->locks[i]);
+	free(map->locks);
+	munmap(map->mapping, map->mapping_bytes);
+	memset(map, 0, sizeof(*map));
+}
+
+void smv_pagemap_lock(struct smv_pagemap *map, uint64_t page)
+{
+	pthread_mutex_lock(&map->locks[page & (NR_LOCKS - 1)]);
+}
+
+void smv_pagemap_unlock(struct smv_pagemap *map, uint64_t page)
+{
+	pthread_mutex_unlock(&map->locks[page & (NR_LOCKS - 1)]);
+}
+
+void smv_pagemap_set(struct smv_pagemap *map, uint64_t page, smv_page_word word)
+{
+	enum smv_page_state old = smv_word_state(smv_pagemap_get(map, page));
+	enum smv_page_state new = smv_word_state(word);
+
+	atomic_store_explicit(&map->words[page], word, memory_order_release);
+	if (old != new) {
+		atomic_fetch_sub_explicit(&map->counts[old], 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&map->counts[new], 1, memory_order_relaxed);
+	}
+}
+
+/* What both sides of a migration must agree on for one page. A sum of these over all pages is a
+ * digest of the map that can be kept up to date page by page. */
+static uint64_t digest_term(uint64_t page, smv_page_word word)
+{
+	uint64_t key[4] = {
+		page, smv_word_state(word), smv_word_slot(word), smv_word_checksum(word)};
+
+	return smv_word_state(word) == SMV_PAGE_UNKNOWN ? 0 : XXH3_64bits(key, sizeof(key));
+}
+
+void smv_pagemap_place(struct smv_pagemap *map, uint64_t page, smv_page_word word)
+{
+	map->digest -= digest_term(page, smv_pagemap_get(map, page));
+	map->digest += digest_term(page, word);
+	smv_pagemap_set(map, page, word);
+}
+
+uint64_t smv_pagemap_count(const struct smv_pagemap *map, enum smv_page_state state)
+{
+	return atomic_load_explicit(&map->counts[state], memory_order_relaxed);
+}
+
+uint32_t smv_page_checksum(const void *page)
+{
+	return (uint32_t)(XXH3_64bits(page, SMV_PAGE_SIZE) >> (64 - SMV_CHECKSUM_BITS));
+}
+
+bool smv_page_is_zero(const void *page)
+{
+	const uint64_t *w = page;
+
+	/* A page that is not zero mostly shows it in its first words. */
+	if (w[0] | w[1] | w[2] | w[3])
+		return false;
+	return memcmp(page, (const char *)page + 32, SMV_PAGE_SIZE - 32) == 0;
+}
+
+const char *smv_page_state_name(enum smv_page_state state)
+{
+	static const char *const names[] = {
+		"UNKNOWN", "ZERO", "LOCAL", "FETCHING", "OUT", "SAVED", "COLD", "LOST"};
+
+	return state < SMV_PAGE_NR_STATES ? names[state] : "invalid";
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pager of one VM: it keeps the VM's memory within its budget by evicting pages to the
+ * sub-hosts and answers the faults on those that are not here.
+ *
+ * The scheme: pages are found inactive by removing their page-table entries (the data stays in the
+ * RAM file) and seeing which are touched again; an inactive page is written to its slot unless it
+ * is clean, and only when the sub-host has acknowledged is the local copy punched out. Which pages
+ * are dirty is told by asynchronous userfaultfd write-protection. docs/architecture.md has the
+ * reasons.
+ *
+ * Two threads per VM: the fault thread and the evictor, each with connections of its own.
+ */
+#ifndef SMV_CLIENT_PAGER_H
+#define SMV_CLIENT_PAGER_H
+
+#include "client/backing.h"
+#include "client/pagemap.h"
+#include "client/slots.h"
+#include "common/histogram.h"
+#include "vmm/guest_ram.h"
+
+/* Pages evicted together; resident memory may exceed the budget by no more than this. */
+#define SMV_EVICT_BATCH 64u
+
+/* The smallest budget: below it the free room that eviction keeps would be most of it. */
+#define SMV_BUDGET_MIN (16ull << 20)
+
+/** Remove the page-table entries of a range of the VM's address space; evictor thread only. */
+typedef int (*smv_zap)(void *ctx, uint64_t addr, uint64_t len);
+
+struct smv_pager_config {
+	char name[72];
+	const struct smv_guest_ram *ram; /* all pointers: not owned, outlive the pager */
+	struct smv_pagemap *map;
+	struct smv_slots *slots;
+	const struct smv_backing *backing;
+	int uffd; /* registered for MISSING | MINOR | WP, features SMV_UFFD_PAGE; non-blocking */
+	int pagemap_fd; /* /proc/PID/pagemap of the VM's process */
+	smv_zap zap;
+	void *zap_ctx;
+	uint64_t budget_pages;
+	unsigned int timeout_ms; /* deadline of a read or write at a sub-host */
+};
+
+struct smv_pager_stats {
+	uint64_t faults, page_ins, zero_fills;
+	uint64_t evictions, evictions_clean, evictions_aborted;
+	uint64_t faults_waited_for_room;
+	uint64_t bytes_read, bytes_written;
+	uint64_t latency_ns_p50, latency_ns_p99, latency_ns_p999, latency_ns_max;
+	char trouble[200]; /* empty, or what keeps faults waiting */
+};
+
+struct smv_pager;
+
+/** smv_pager_create - connect to the sub-hosts; no thread runs yet. */
+int smv_pager_create(
+	const struct smv_pager_config *config, struct smv_pager **pager, struct smv_error *err);
+
+/** smv_pager_hot_credit - how many pages smv_pager_install() takes: the budget less the free room
+ * that eviction keeps. */
+uint64_t smv_pager_hot_credit(uint64_t budget_pages);
+
+/**
+ * smv_pager_install - put a page in place before the VM runs here; again for a newer version.
+ *
+ * One thread at a time, before smv_pager_start(). -ENOSPC beyond the credit.
+ */
+int smv_pager_install(struct smv_pager *pager, uint64_t page, const void *data, uint32_t checksum);
+
+/** smv_pager_start - connect to the sub-hosts, serve faults and evict. */
+int smv_pager_start(struct smv_pager *pager, struct smv_error *err);
+
+/** smv_pager_destroy - stop the threads, free. Faults wait from then on; the map stays. */
+void smv_pager_destroy(struct smv_pager *pager);
+
+void smv_pager_stats(struct smv_pager *pager, struct smv_pager_stats *stats);
+
+#endif

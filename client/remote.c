@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "client/remote.h"
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "vmm/guest_ram.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define DEPTH 128
+#define BACKOFF_MIN_NS (100 * SMV_NS_PER_MS)
+#define BACKOFF_MAX_NS (5 * SMV_NS_PER_S)
+
+struct link {
+	struct smv_conn *conn; /* NULL: down */
+	uint64_t backoff_ns;
+	uint64_t retry_at_ns;
+	struct smv_error why; /* why it is down */
+	/* Moved by earlier connections; and the sum with the present one, for any thread to read.
+	 */
+	struct smv_conn_stats before;
+	_Atomic uint64_t bytes_read;
+	_Atomic uint64_t bytes_written;
+};
+
+struct smv_remote {
+	const struct smv_backing *backing;
+	enum smv_role role;
+	unsigned int timeout_ms;
+	struct smv_domain *domain;
+	struct smv_region *region;
+	void *staging;
+	size_t staging_bytes;
+	struct link *links;
+	unsigned int next; /* where the next poll starts, so that no sub-host starves another */
+};
+
+static int link_connect(struct smv_remote *remote, unsigned int h, struct smv_error *err)
+{
+	const struct smv_backing *b = remote->backing;
+	struct smv_conn_options options = {.depth = DEPTH, .timeout_ms = remote->timeout_ms};
+	struct smv_ticket ticket;
+	int r = b->ticket(b->ticket_ctx, h, remote->role, &ticket);
+
+	if (r < 0)
+		return smv_fail(err, SMV_PERMISSION, "no-ticket", NULL,
+			"no ticket is left for a data connection to sub-host %s",
+			b->sub_hosts[h].address);
+	return smv_connect(remote->domain, &b->sub_hosts[h].data_addr, &ticket, sizeof(ticket),
+		&options, &remote->links[h].conn, err);
+}
+
+int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+	unsigned int timeout_ms, struct smv_remote **out, struct smv_error *err)
+{
+	struct smv_remote *remote = calloc(1, sizeof(*remote));
+	int r;
+
+	if (!remote || !(remote->links = calloc(backing->nr_sub_hosts, sizeof(*remote->links)))) {
+		free(remote);
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	}
+	remote->backing = backing;
+	remote->role = role;
+	remote->timeout_ms = timeout_ms;
+	remote->staging_bytes = staging_bytes;
+	remote->staging = mmap(NULL, staging_bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (remote->staging == MAP_FAILED) {
+		remote->staging = NULL;
+		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL,
+			"cannot map a staging buffer of %zu bytes", staging_bytes);
+		goto fail;
+	}
+	if ((r = smv_domain_create(backing->transport, &remote->domain)) < 0 ||
+		(r = smv_region_register(
+			 remote->domain, remote->staging, staging_bytes, 0, &remote->region)) < 0) {
+		smv_fail(err, smv_code_from_errno(r), "register", NULL,
+			"cannot register a staging buffer of %zu bytes with transport %s: %s",
+			staging_bytes, smv_transport_name(backing->transport), strerror(-r));
+		goto fail;
+	}
+	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
+		if (backing->sub_hosts[h].nr_segments && (r = link_connect(remote, h, err)) < 0)
+			goto fail;
+	*out = remote;
+	return 0;
+fail:
+	smv_remote_close(remote);
+	return r;
+}
+
+void smv_remote_close(struct smv_remote *remote)
+{
+	if (!remote)
+		return;
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++)
+		if (remote->links[h].conn)
+			smv_conn_close(remote->links[h].conn);
+	if (remote->region)
+		smv_region_deregister(remote->region);
+	if (remote->domain)
+		smv_domain_destroy(remote->domain);
+	if (remote->staging)
+		munmap(remote->staging, remote->staging_bytes);
+	free(remote->links);
+	free(remote);
+}
+
+void *smv_remote_staging(struct smv_remote *remote)
+{
+	return remote->staging;
+}
+
+static void link_down(struct smv_remote *remote, unsigned int h)
+{
+	struct link *l = &remote->links[h];
+
+	smv_conn_close(l->conn);
+	l->conn = NULL;
+	l->before = (struct smv_conn_stats){l->bytes_read, l->bytes_written};
+	l->backoff_ns = BACKOFF_MIN_NS;
+	l->retry_at_ns = smv_now_ns() + l->backoff_ns;
+	smv_fail(&l->why, SMV_UNAVAILABLE, "sub-host-down", NULL,
+		"the data connection to sub-host %s was lost",
+		remote->backing->sub_hosts[h].address);
+	smv_log_warning("%s", l->why.message);
+}
+
+int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_slot,
+	unsigned int nr_pages, void *staging, uint64_t cookie)
+{
+	struct smv_slot_place place = smv_backing_locate(remote->backing, first_slot);
+	struct link *l = &remote->links[place.sub_host];
+	struct smv_sge sge = {staging, nr_pages * SMV_PAGE_SIZE, remote->region};
+	struct smv_request request = {.op = op,
+		.cookie = cookie,
+		.rkey = place.rkey,
+		.remote_addr = place.remote_addr,
+		.sge = &sge,
+		.nr_sge = 1};
+	int r;
+
+	assert(first_slot % SMV_EXTENT_PAGES + nr_pages <= SMV_EXTENT_PAGES);
+	if (!l->conn)
+		return -ENOTCONN;
+	r = smv_conn_post(l->conn, &request, 1);
+	return r < 0 ? r : r == 0 ? -EAGAIN : 0;
+}
+
+unsigned int smv_remote_poll(
+	struct smv_remote *remote, struct smv_remote_completion *completions, unsigned int max)
+{
+	unsigned int n = 0, nr = remote->backing->nr_sub_hosts;
+	struct smv_completion c[64];
+
+	for (unsigned int i = 0; i < nr && n < max; i++) {
+		unsigned int h = (remote->next + i) % nr;
+		struct link *l = &remote->links[h];
+		struct smv_conn_stats stats;
+		int got;
+
+		if (!l->conn)
+			continue;
+		got = smv_conn_poll(l->conn, c, max - n < 64 ? max - n : 64);
+		smv_conn_stats(l->conn, &stats);
+		atomic_store_explicit(&l->bytes_read, l->before.bytes_read + stats.bytes_read,
+			memory_order_relaxed);
+		atomic_store_explicit(&l->bytes_written,
+			l->before.bytes_written + stats.bytes_written, memory_order_relaxed);
+		if (got < 0) {
+			link_down(remote, h);
+			continue;
+		}
+		for (int k = 0; k < got; k++)
+			completions[n++] = (struct smv_remote_completion){c[k].cookie, c[k].status};
+	}
+	remote->next = (remote->next + 1) % nr;
+	return n;
+}
+
+int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeout_ms)
+{
+	int n = 0;
+
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
+		struct smv_conn *conn = remote->links[h].conn;
+		int t;
+
+		if (!conn)
+			continue;
+		fds[n].fd = smv_conn_fd(conn);
+		fds[n].revents = 0;
+		if (smv_conn_arm(conn, &fds[n].events, &t))
+			return -1;
+		if (t >= 0 && (*timeout_ms < 0 || t < *timeout_ms))
+			*timeout_ms = t;
+		n++;
+	}
+	return n;
+}
+
+unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
+{
+	unsigned int down = 0;
+	uint64_t now = smv_now_ns();
+
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
+		struct link *l = &remote->links[h];
+
+		if (l->conn || !remote->backing->sub_hosts[h].nr_segments)
+			continue;
+		if (now >= l->retry_at_ns && link_connect(remote, h, &l->why) == 0) {
+			smv_log_info("the data connection to sub-host %s is back",
+				remote->backing->sub_hosts[h].address);
+			continue;
+		}
+		down++;
+		if (err)
+			*err = l->why;
+		if (now < l->retry_at_ns)
+			continue;
+		l->backoff_ns =
+			l->backoff_ns * 2 < BACKOFF_MAX_NS ? l->backoff_ns * 2 : BACKOFF_MAX_NS;
+		/* Jitter of up to a quarter, so that many clients do not come back together. */
+		l->retry_at_ns = smv_now_ns() + l->backoff_ns -
+				 smv_now_ns() / 1000 * 7919 % (l->backoff_ns / 4);
+	}
+	return down;
+}
+
+unsigned int smv_remote_in_flight(const struct smv_remote *remote)
+{
+	unsigned int n = 0;
+
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++)
+		if (remote->links[h].conn)
+			n += smv_conn_in_flight(remote->links[h].conn);
+	return n;
+}
+
+struct smv_remote_bytes smv_remote_bytes_of(const struct smv_remote *remote, unsigned int sub_host)
+{
+	const struct link *l = &remote->links[sub_host];
+
+	return (struct smv_remote_bytes){atomic_load_explicit(&l->bytes_read, memory_order_relaxed),
+		atomic_load_explicit(&l->bytes_written, memory_order_relaxed)};
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One thread's connections to the sub-hosts of a VM, with a registered staging buffer. Page data
+ * goes through staging because registering guest RAM would pin it (see docs/architecture.md).
+ */
+#ifndef SMV_CLIENT_REMOTE_H
+#define SMV_CLIENT_REMOTE_H
+
+#include "client/backing.h"
+
+#include <poll.h>
+
+struct smv_remote;
+
+struct smv_remote_completion {
+	uint64_t cookie;
+	int status; /* 0 or -errno */
+};
+
+/**
+ * smv_remote_open - connect to every sub-host.
+ * @staging_bytes: size of the staging buffer, a multiple of the page size
+ * @timeout_ms: deadline of each request
+ */
+int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+	unsigned int timeout_ms, struct smv_remote **remote, struct smv_error *err);
+void smv_remote_close(struct smv_remote *remote);
+
+/** smv_remote_staging - the staging buffer, page-aligned. */
+void *smv_remote_staging(struct smv_remote *remote);
+
+/**
+ * smv_remote_post - read or write @nr_pages slots from @first_slot, all of one extent.
+ * @staging: @nr_pages contiguous pages inside the staging buffer
+ *
+ * 0; -EAGAIN: the connection is full, poll first; -ENOTCONN: the sub-host is down, see
+ * smv_remote_mend().
+ */
+int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_slot,
+	unsigned int nr_pages, void *staging, uint64_t cookie);
+
+/** smv_remote_poll - collect completions of all connections; never blocks. Failed connections are
+ * closed after their last completion. Returns how many. */
+unsigned int smv_remote_poll(
+	struct smv_remote *remote, struct smv_remote_completion *completions, unsigned int max);
+
+/** smv_remote_pollfds - what to wait for. Returns the number of entries filled, or -1 when there is
+ * something to poll already. *timeout_ms is lowered to the next deadline (-1: none). @fds needs
+ * SMV_SUB_HOSTS_MAX entries. */
+int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeout_ms);
+
+/** smv_remote_mend - connect again to sub-hosts that are down, at most once per back-off time
+ * (100 ms doubling to 5 s, with jitter). Returns the number that are still down, and names one of
+ * them in @err. */
+unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err);
+
+/** smv_remote_in_flight - requests without a completion yet. */
+unsigned int smv_remote_in_flight(const struct smv_remote *remote);
+
+struct smv_remote_bytes {
+	uint64_t read;
+	uint64_t written;
+};
+/** smv_remote_bytes_of - payload moved to and from one sub-host; any thread may ask. */
+struct smv_remote_bytes smv_remote_bytes_of(const struct smv_remote *remote, unsigned int sub_host);
+
+#endif

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The leases of one VM on its sub-hosts: asked for, renewed, held, fenced and released over the
+ * control channel. Not thread-safe: the VM's lock guards it, but for smv_leases_ticket().
+ */
+#ifndef SMV_PAGERD_LEASES_H
+#define SMV_PAGERD_LEASES_H
+
+#include "client/backing.h"
+#include "common/error.h"
+#include "rpc/rpc.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+
+struct smv_lease {
+	struct smv_rpc_client *client;
+	char id[20];
+	uint8_t key[SMV_TICKET_KEY_SIZE];
+	bool created;
+	bool held;
+};
+
+struct smv_leases {
+	struct smv_lease *leases; /* one per sub-host of the backing, same index */
+	unsigned int nr;
+	uint32_t epoch;
+	pthread_mutex_t nonce_lock;
+	uint64_t nonce;
+};
+
+/**
+ * smv_leases_create - find room for @bytes (a multiple of the extent size) and lease it.
+ * @backing: gets the sub-hosts with their segments, the chosen transport and the extent table
+ * @reason: gets why this transport was chosen
+ *
+ * Too little room is SMV_NO_ROOM with the numbers of every sub-host. On failure nothing stays
+ * leased.
+ */
+int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
+	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
+	const char *transport, bool insecure, char *reason, size_t reason_len,
+	struct smv_error *err);
+
+/** smv_leases_renew - keep provisional leases; failures are logged. */
+void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing);
+/** smv_leases_hold - provisional -> held where not done yet; true when all are. */
+bool smv_leases_hold(struct smv_leases *leases, const struct smv_backing *backing);
+/** smv_leases_fence - raise the epoch everywhere: what connected before cannot write any more. */
+int smv_leases_fence(
+	struct smv_leases *leases, const struct smv_backing *backing, struct smv_error *err);
+/** smv_leases_release - give all back; failures are logged. Frees what hangs in @leases. */
+void smv_leases_release(struct smv_leases *leases, const struct smv_backing *backing);
+
+/** smv_leases_ticket - an smv_ticket_source for the present epoch; ctx is the struct smv_leases. */
+int smv_leases_ticket(
+	void *ctx, unsigned int sub_host, enum smv_role role, struct smv_ticket *ticket);
+
+#endif

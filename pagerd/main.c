@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* smemv-pagerd: the daemon of a main host. */
+#include "client/uffd.h"
+#include "common/log.h"
+#include "common/program.h"
+#include "pagerd/migration.h"
+#include "pagerd/service.h"
+#include "pagerd/vm.h"
+#include "rpc/rpc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+
+#define MAX_ADDRESSES 8
+#define NR_WORKERS 8
+#define GRACE_MS 2000
+#define DEFAULT_STATE_DIR "/run/smemv/pagerd"
+
+static struct {
+	struct smv_addr listen[MAX_ADDRESSES];
+	struct smv_addr data[MAX_ADDRESSES];
+	size_t nr_listen, nr_data;
+	const char *advertise;
+	const char *state_dir;
+	bool insecure;
+} opts = {.state_dir = DEFAULT_STATE_DIR};
+
+static const struct argp_option options[] = {
+	{"listen", 'l', "ADDR", 0,
+		"control address: HOST:PORT or unix:PATH; may be given several times. smemv-run "
+		"needs a "
+		"unix socket",
+		0},
+	{"data", 'd', "ADDR", 0,
+		"data address for hot pages: tcp:HOST:PORT; may be given several times", 0},
+	{"advertise", 'a', "HOST", 0,
+		"the host name or address under which other hosts reach this one (default: that of "
+		"the "
+		"data address)",
+		0},
+	{"state-dir", 's', "DIR", 0,
+		"page maps and commit records, on tmpfs (default: " DEFAULT_STATE_DIR ")", 0},
+	{"insecure", 'i', NULL, 0, "allow plaintext on addresses that leave this host", 0},
+	{0},
+};
+
+static void add_address(
+	struct argp_state *state, const char *text, bool data, struct smv_addr *list, size_t *nr)
+{
+	struct smv_error err;
+
+	if (*nr == MAX_ADDRESSES)
+		argp_error(state, "more than %d addresses of one kind", MAX_ADDRESSES);
+	if (smv_addr_parse(text, data, &list[*nr], &err) < 0)
+		argp_error(state, "%s. %s", err.message, err.hint);
+	(*nr)++;
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	switch (key) {
+	case 'l':
+		add_address(state, arg, false, opts.listen, &opts.nr_listen);
+		return 0;
+	case 'd':
+		add_address(state, arg, true, opts.data, &opts.nr_data);
+		return 0;
+	case 'a':
+		opts.advertise = arg;
+		return 0;
+	case 's':
+		opts.state_dir = arg;
+		return 0;
+	case 'i':
+		opts.insecure = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "unexpected argument '%s'", arg);
+		return 0;
+	case ARGP_KEY_END: {
+		struct smv_error err;
+
+		if (opts.nr_listen == 0 || opts.nr_data == 0)
+			argp_error(state, "--listen and --data are needed");
+		for (size_t i = 0; i < opts.nr_listen; i++)
+			if (smv_insecure_check(&opts.listen[i], opts.insecure, &err) < 0)
+				argp_error(state, "%s. %s", err.message, err.hint);
+		for (size_t i = 0; i < opts.nr_data; i++)
+			if (smv_insecure_check(&opts.data[i], opts.insecure, &err) < 0)
+				argp_error(state, "%s. %s", err.message, err.hint);
+		return 0;
+	}
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static int lock_state_dir(struct smv_error *err)
+{
+	char path[400];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/lock", opts.state_dir);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return smv_fail(err, SMV_REFUSED, "state-dir",
+			"Stop the other one, or give --state-dir.",
+			errno == EWOULDBLOCK ? "another smemv-pagerd uses the state directory %s"
+					     : "cannot lock the state directory %s",
+			opts.state_dir);
+	return 0; /* held until the process ends */
+}
+
+static int start(struct smv_rpc_server **server, struct smv_error *err)
+{
+	char text[2][SMV_ADDR_MAX];
+	int r;
+
+	if ((r = smv_kernel_check(err)) < 0 || (r = smv_vms_init(opts.state_dir, err)) < 0 ||
+		(r = lock_state_dir(err)) < 0)
+		return r;
+	for (size_t i = 0; i < opts.nr_data; i++)
+		if ((r = smv_migration_listen(&opts.data[i], opts.advertise, err)) < 0)
+			return r;
+	if ((r = smv_rpc_server_create(NR_WORKERS, server)) < 0 ||
+		(r = smv_pager_service_add(*server)) < 0)
+		return smv_fail(err, SMV_INTERNAL, "rpc", NULL,
+			"cannot make the control server: %s", strerror(-r));
+	for (size_t i = 0; i < opts.nr_listen; i++)
+		if ((r = smv_rpc_server_listen(*server, &opts.listen[i], &opts.listen[i], err)) < 0)
+			return r;
+	if ((r = smv_rpc_server_start(*server)) < 0)
+		return smv_fail(err, SMV_INTERNAL, "rpc", NULL,
+			"cannot start the control server: %s", strerror(-r));
+	for (size_t i = 0; i < opts.nr_listen || i < opts.nr_data; i++)
+		smv_log_info("ready: control %s, data %s",
+			i < opts.nr_listen
+				? smv_addr_format(&opts.listen[i], text[0], sizeof(text[0]))
+				: "-",
+			i < opts.nr_data ? smv_addr_format(smv_migration_data_address(i), text[1],
+						   sizeof(text[1]))
+					 : "-");
+	return 0;
+}
+
+static size_t nr_running(void)
+{
+	struct smv_vm **list;
+	size_t running = 0, n = smv_vms_list(&list);
+
+	for (size_t i = 0; i < n; i++) {
+		running += list[i]->state == SMV_VM_RUNNING;
+		smv_vm_put(list[i]);
+	}
+	free(list);
+	return running;
+}
+
+/* Until told to end. VMs that run here would stall without us: the first signal waits for them. */
+static void run(const sigset_t *signals)
+{
+	struct timespec tick = {0, 200 * 1000 * 1000};
+	bool ending = false;
+
+	for (;;) {
+		int sig = sigtimedwait(signals, NULL, &tick);
+		size_t n;
+
+		if (sig > 0 && ending)
+			return;
+		if (sig > 0) {
+			ending = true;
+			n = nr_running();
+			if (n)
+				smv_log_warning(
+					"%zu VMs run here and would stall without their pager: "
+					"waiting for them to end; signal again to end now",
+					n);
+		}
+		smv_vms_tick();
+		if (ending && nr_running() == 0)
+			return;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
+	static const struct argp argp = {options, parse, NULL,
+		"Owns the memory of the VMs on a main host: receives split migrations, keeps each "
+		"VM "
+		"within its budget, serves its faults from the sub-hosts.",
+		children, NULL, NULL};
+	struct smv_rpc_server *server = NULL;
+	struct smv_error err = {0};
+	sigset_t signals;
+	int r;
+
+	smv_program_init();
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	smv_rpc_init();
+	r = start(&server, &err);
+	if (r == 0)
+		run(&signals);
+	else
+		smv_error_print(&err);
+	if (server)
+		smv_rpc_server_destroy(server, GRACE_MS);
+	smv_vms_shutdown();
+	smv_migration_unlisten();
+	smv_rpc_shutdown();
+	return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,1029 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pagerd/migration.h"
+
+#include "client/hot_chunk.h"
+#include "client/remote.h"
+#include "client/uffd.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/fault_point.h"
+#include "common/log.h"
+#include "common/units.h"
+#include "pagerd/vm.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define QMP_TIMEOUT_MS 5000
+#define SILENCE_NS (60 * SMV_NS_PER_S)
+#define DATA_TIMEOUT_MS 5000
+#define MAX_ENDPOINTS 8
+#define MAX_VERDICTS 64
+#define SLACK_MIN (64 * SMV_MIB)
+
+typedef Smemv__V1__MigrationVerdict Verdict;
+typedef Smemv__V1__PrepareMigrationRequest PrepareRequest;
+typedef Smemv__V1__PrepareMigrationResponse PrepareResponse;
+
+#define PREPARING SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_PREPARING
+#define RECEIVING SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_RECEIVING
+#define CONFIRMED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_CONFIRMED
+#define COMMITTED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_COMMITTED
+#define ABORTED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_ABORTED
+
+/* One per VM, used again for its next migration, so that nobody can hold a stale one. */
+struct smv_migration {
+	pthread_mutex_t id_lock; /* guards id and ring_id against look-ups */
+	char id[33];
+	uint64_t ring_id;
+
+	_Atomic int state;
+	_Atomic uint64_t last_contact_ns;
+	bool incoming_started;
+	char why[200]; /* of the abort */
+
+	pthread_mutex_t map_lock; /* placing pages: reports and hot chunks */
+	uint64_t applied;         /* sequence of the last report */
+	uint64_t hot_credit;
+
+	struct smv_domain *ring_domain;
+	struct smv_region *ring_region;
+	struct smv_hot_chunk *ring;
+	uint8_t ring_key[SMV_TICKET_KEY_SIZE];
+	struct smv_nonce_window ring_nonces;
+};
+
+static struct smv_data_endpoint endpoints[MAX_ENDPOINTS];
+static size_t nr_endpoints;
+
+/* How migrations ended whose VM is gone: their sources may still ask. */
+static pthread_mutex_t verdict_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+	char id[33];
+	int state;
+	char why[200];
+} verdicts[MAX_VERDICTS];
+static size_t next_verdict;
+
+void smv_migration_remember(struct smv_migration *m)
+{
+	pthread_mutex_lock(&verdict_lock);
+	memcpy(verdicts[next_verdict].id, m->id, sizeof(m->id));
+	memcpy(verdicts[next_verdict].why, m->why, sizeof(m->why));
+	verdicts[next_verdict].state = atomic_load(&m->state);
+	next_verdict = (next_verdict + 1) % MAX_VERDICTS;
+	pthread_mutex_unlock(&verdict_lock);
+}
+
+int smv_migration_recall(const char *id, Verdict *verdict)
+{
+	int r = -ENOENT;
+
+	pthread_mutex_lock(&verdict_lock);
+	for (size_t i = 0; i < MAX_VERDICTS && r < 0; i++) {
+		if (verdicts[i].state == 0 || strcmp(verdicts[i].id, id) != 0)
+			continue;
+		verdict->state = (Smemv__V1__MigrationState)verdicts[i].state;
+		verdict->destination_state = strdup("gone");
+		verdict->why = strdup(verdicts[i].why);
+		r = 0;
+	}
+	pthread_mutex_unlock(&verdict_lock);
+	return r;
+}
+
+bool smv_migration_is(struct smv_migration *m, const char *id)
+{
+	bool same;
+
+	pthread_mutex_lock(&m->id_lock);
+	same = strcmp(m->id, id) == 0;
+	pthread_mutex_unlock(&m->id_lock);
+	return same;
+}
+
+static bool has_ring(struct smv_migration *m, uint64_t ring_id)
+{
+	bool same;
+
+	pthread_mutex_lock(&m->id_lock);
+	same = m->ring && m->ring_id == ring_id;
+	pthread_mutex_unlock(&m->id_lock);
+	return same;
+}
+
+static bool vm_has_ring(struct smv_vm *vm, const void *ring_id)
+{
+	struct smv_migration *m = atomic_load(&vm->migration);
+
+	return m && has_ring(m, *(const uint64_t *)ring_id);
+}
+
+static bool change_state(struct smv_migration *m, int from, int to)
+{
+	return atomic_compare_exchange_strong(&m->state, &from, to);
+}
+
+static void touch(struct smv_migration *m)
+{
+	atomic_store(&m->last_contact_ns, smv_now_ns());
+}
+
+/* --- the ring of hot pages ---------------------------------------------------------------- */
+
+static int install_chunk(struct smv_vm *vm, struct smv_migration *m, uint32_t index)
+{
+	struct smv_hot_chunk *chunk;
+	uint32_t nr;
+
+	if (index >= SMV_HOT_RING_CHUNKS)
+		return -EINVAL;
+	chunk = &m->ring[index];
+	nr = chunk->nr_pages;
+	if (chunk->magic != SMV_HOT_MAGIC || nr > SMV_HOT_CHUNK_PAGES)
+		return -EINVAL;
+	for (uint32_t i = 0; i < nr; i++) {
+		uint64_t page = chunk->entries[i].page;
+		uint32_t checksum = chunk->entries[i].checksum;
+		enum smv_page_state state;
+		int r;
+
+		if (page >= vm->map.nr_pages || smv_page_checksum(chunk->data[i]) != checksum)
+			return -EBADMSG;
+		state = smv_word_state(smv_pagemap_get(&vm->map, page));
+		if (state != SMV_PAGE_UNKNOWN && state != SMV_PAGE_ZERO && state != SMV_PAGE_LOCAL)
+			return -EINVAL;
+		r = smv_pager_install(vm->pager, page, chunk->data[i], checksum);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int on_connect(void *ctx, struct smv_conn *conn, const void *private_data,
+	size_t private_len, struct smv_domain **domain, unsigned int *access, void **conn_ctx)
+{
+	struct smv_migration *m;
+	struct smv_ticket t;
+	struct smv_vm *vm;
+	int r = -EACCES;
+
+	(void)ctx;
+	(void)conn;
+	if (smv_ticket_parse(private_data, private_len, &t) < 0)
+		return -EACCES;
+	vm = smv_vms_get_where(vm_has_ring, &t.lease_id);
+	if (!vm)
+		return -EACCES;
+	m = vm->migration;
+	pthread_mutex_lock(&m->id_lock);
+	if (m->ring && m->ring_id == t.lease_id && t.role == SMV_ROLE_WRITER &&
+		smv_ticket_check(m->ring_key, private_data) == 0 &&
+		smv_nonce_use(&m->ring_nonces, t.nonce) == 0) {
+		*domain = m->ring_domain;
+		*access = SMV_ACCESS_REMOTE_WRITE;
+		*conn_ctx = vm; /* the reference goes along */
+		r = 0;
+	}
+	pthread_mutex_unlock(&m->id_lock);
+	if (r < 0) {
+		smv_log_info(
+			"VM '%s': a connection for hot pages was refused: wrong ticket", vm->name);
+		smv_vm_put(vm);
+	}
+	return r;
+}
+
+static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t index)
+{
+	struct smv_vm *vm = conn_ctx;
+	struct smv_migration *m = vm->migration;
+	int r = -EPERM;
+
+	(void)ctx;
+	pthread_mutex_lock(&m->map_lock);
+	if (atomic_load(&m->state) == RECEIVING)
+		r = install_chunk(vm, m, index);
+	pthread_mutex_unlock(&m->map_lock);
+	touch(m);
+	if (r < 0)
+		smv_log_error(
+			"VM '%s': a chunk of hot pages was refused: %s", vm->name, strerror(-r));
+	smv_conn_notify(conn, r == 0 ? index : index | SMV_HOT_REFUSED);
+}
+
+static void on_disconnected(void *ctx, void *conn_ctx, struct smv_conn *conn)
+{
+	(void)ctx;
+	(void)conn;
+	smv_vm_put(conn_ctx);
+}
+
+int smv_migration_listen(const struct smv_addr *addr, const char *advertise, struct smv_error *err)
+{
+	static const struct smv_listener_handler handler = {
+		.connect = on_connect, .notify = on_notify, .disconnected = on_disconnected};
+	const char *name = addr->transport[0] ? addr->transport : "tcp";
+	struct smv_data_endpoint *e = &endpoints[nr_endpoints];
+	int r;
+
+	if (nr_endpoints == MAX_ENDPOINTS)
+		return smv_fail(err, SMV_INVALID, "too-many", NULL, "at most %d --data addresses",
+			MAX_ENDPOINTS);
+	e->transport = smv_transport_find(name);
+	if (!e->transport)
+		return smv_fail(err, SMV_INVALID, "no-transport", "Use tcp:HOST:PORT.",
+			"this build has no transport '%s'", name);
+	r = smv_listen(e->transport, addr, &handler, &e->listener, &e->advertised, err);
+	if (r < 0)
+		return r;
+	snprintf(e->advertised.transport, sizeof(e->advertised.transport), "%s", name);
+	if (advertise)
+		snprintf(e->advertised.host, sizeof(e->advertised.host), "%s", advertise);
+	nr_endpoints++;
+	return 0;
+}
+
+void smv_migration_unlisten(void)
+{
+	while (nr_endpoints)
+		smv_listener_close(endpoints[--nr_endpoints].listener);
+}
+
+const struct smv_addr *smv_migration_data_address(size_t i)
+{
+	return i < nr_endpoints ? &endpoints[i].advertised : NULL;
+}
+
+static const struct smv_data_endpoint *endpoint_for(const struct smv_transport *t)
+{
+	for (size_t i = 0; i < nr_endpoints; i++)
+		if (endpoints[i].transport == t)
+			return &endpoints[i];
+	return NULL;
+}
+
+static size_t ring_bytes(void)
+{
+	return SMV_HOT_RING_CHUNKS * sizeof(struct smv_hot_chunk);
+}
+
+static int ring_open(struct smv_migration *m, const struct smv_transport *t, struct smv_error *err)
+{
+	struct smv_hot_chunk *ring = mmap(NULL, ring_bytes(), PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	int r = ring == MAP_FAILED ? -ENOMEM : smv_domain_create(t, &m->ring_domain);
+
+	if (r == 0 && (r = smv_region_register(m->ring_domain, ring, ring_bytes(),
+			       SMV_ACCESS_REMOTE_WRITE, &m->ring_region)) < 0) {
+		smv_domain_destroy(m->ring_domain);
+		munmap(ring, ring_bytes());
+	}
+	if (r < 0)
+		return smv_fail(err, smv_code_from_errno(r), "hot-ring", NULL,
+			"cannot set up the ring for hot pages: %s", strerror(-r));
+	pthread_mutex_lock(&m->id_lock);
+	m->ring = ring;
+	m->ring_nonces = (struct smv_nonce_window){0};
+	r = getrandom(m->ring_key, sizeof(m->ring_key), 0) == sizeof(m->ring_key) &&
+			    getrandom(&m->ring_id, sizeof(m->ring_id), 0) == sizeof(m->ring_id)
+		    ? 0
+		    : -EIO;
+	pthread_mutex_unlock(&m->id_lock);
+	return r < 0 ? smv_fail(err, SMV_INTERNAL, "random", NULL, "getrandom failed") : 0;
+}
+
+/* From the return on no hot page can arrive any more. */
+static void ring_close(struct smv_migration *m)
+{
+	struct smv_hot_chunk *ring = m->ring;
+
+	if (!ring)
+		return;
+	pthread_mutex_lock(&m->id_lock);
+	m->ring = NULL; /* no new connection */
+	pthread_mutex_unlock(&m->id_lock);
+	smv_region_deregister(m->ring_region);
+	smv_domain_destroy(m->ring_domain);
+	munmap(ring, ring_bytes());
+}
+
+/* --- prepare ------------------------------------------------------------------------------ */
+
+static int check_layout(const struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	static const char hint[] = "Start both QEMUs with the same -m, -machine and -object "
+				   "memory-backend-file (id and size).";
+
+	if (q->n_ram_blocks != vm->ram.nr_blocks)
+		return smv_fail(err, SMV_REFUSED, "ram-layout", hint,
+			"the RAM layouts differ: the source has %zu shared RAM blocks, VM '%s' has "
+			"%u",
+			q->n_ram_blocks, vm->name, vm->ram.nr_blocks);
+	for (unsigned int i = 0; i < vm->ram.nr_blocks; i++) {
+		const Smemv__V1__RamBlock *theirs = q->ram_blocks[i];
+		const struct smv_ram_block *ours = &vm->ram.blocks[i];
+
+		if (strcmp(theirs->id, ours->id) != 0 || theirs->size_bytes != ours->size_bytes ||
+			theirs->page_size != ours->page_size)
+			return smv_fail(err, SMV_REFUSED, "ram-layout", hint,
+				"the RAM layouts differ: the source has block '%.100s' of %lu "
+				"bytes "
+				"(pages of %u), VM '%s' has '%s' of %lu bytes (pages of %u)",
+				theirs->id, theirs->size_bytes, theirs->page_size, vm->name,
+				ours->id, ours->size_bytes, ours->page_size);
+	}
+	return 0;
+}
+
+static int check_empty(const struct smv_vm *vm, struct smv_error *err)
+{
+	for (unsigned int i = 0; i < vm->ram.nr_blocks; i++) {
+		const struct smv_ram_block *b = &vm->ram.blocks[i];
+		off_t data = lseek(b->fd, (off_t)b->file_offset, SEEK_DATA);
+
+		if (data >= 0 && (uint64_t)data < b->file_offset + b->size_bytes)
+			return smv_fail(err, SMV_REFUSED, "ram-not-empty",
+				"Stop that QEMU, remove the file, and start it again without "
+				"prealloc, "
+				"mem-lock or a fresh start of the guest.",
+				"the RAM file of block '%s' of VM '%s' already holds data (at "
+				"offset "
+				"%ld); pages there would never be paged in",
+				b->id, vm->name, (long)data);
+	}
+	return 0;
+}
+
+static int check_request(const struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	char state[64], have[32];
+	int r;
+
+	if (strlen(q->migration_id) != 32 || strspn(q->migration_id, "0123456789abcdef") != 32)
+		return smv_fail(err, SMV_INVALID, "bad-id", NULL,
+			"a migration id has 32 hexadecimal digits");
+	if (q->n_sub_hosts == 0 || q->n_sub_hosts > SMV_SUB_HOSTS_MAX)
+		return smv_fail(err, SMV_INVALID, "sub-hosts",
+			"Name the sub-hosts with --sub-host.",
+			"%zu sub-hosts: 1 to %d are possible", q->n_sub_hosts, SMV_SUB_HOSTS_MAX);
+	if (q->budget_bytes < SMV_BUDGET_MIN)
+		return smv_fail(err, SMV_INVALID, "budget", "Raise --budget.",
+			"a budget of %s is too small, at least %s is needed",
+			smv_format_size(q->budget_bytes, have, sizeof(have)), "16 MiB");
+	if (vm->state != SMV_VM_WAITING)
+		return smv_fail(err, SMV_REFUSED, "vm-busy",
+			vm->state == SMV_VM_FAILED ? "Start it again with smemv-run." : NULL,
+			"VM '%s' is not waiting for a migration: it is %s", vm->name,
+			vm->state == SMV_VM_RUNNING     ? "running"
+			: vm->state == SMV_VM_RECEIVING ? "receiving one"
+							: "left over from an aborted one");
+	if ((r = check_layout(vm, q, err)) < 0 || (r = check_empty(vm, err)) < 0 ||
+		(r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err)) < 0)
+		return r;
+	if (strcmp(state, "inmigrate") != 0)
+		return smv_fail(err, SMV_REFUSED, "not-waiting", "Start it again with smemv-run.",
+			"QEMU of VM '%s' does not wait for a migration any more: its state is '%s'",
+			vm->name, state);
+	return 0;
+}
+
+static int attach_uffd(struct smv_vm *vm, struct smv_error *err)
+{
+	bool fresh;
+	int r = 0;
+
+	if (vm->uffd < 0) {
+		if ((r = smv_shim_get_uffd(vm->shim, &vm->uffd, &fresh, err)) < 0)
+			return r;
+		if (fresh)
+			r = smv_uffd_api(vm->uffd, SMV_UFFD_PAGE);
+	}
+	for (unsigned int i = 0; i < vm->ram.nr_blocks && r == 0; i++)
+		r = smv_uffd_register(vm->uffd, vm->ram.blocks[i].host_addr,
+			vm->ram.blocks[i].size_bytes,
+			UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
+				UFFDIO_REGISTER_MODE_WP);
+	vm->uffd_registered = true;
+	if (r < 0)
+		return smv_fail(err, SMV_REFUSED, "userfaultfd", "Linux 6.7 or later is needed.",
+			"cannot register the RAM of VM '%s' with userfaultfd: %s", vm->name,
+			strerror(-r));
+	return 0;
+}
+
+static int zap_by_shim(void *ctx, uint64_t addr, uint64_t len)
+{
+	struct smv_vm *vm = ctx;
+	struct smv_shim_range range = {addr, len};
+
+	return smv_shim_zap(vm->shim, &range, 1);
+}
+
+/* What the main host does not hold, plus slack: the free room that eviction keeps, and slots that
+ * pages keep when they come back, so that they can leave again without a write. */
+static uint64_t room_needed(uint64_t ram_bytes, uint64_t budget_bytes)
+{
+	uint64_t slack = ram_bytes / 20 > SLACK_MIN ? ram_bytes / 20 : SLACK_MIN;
+	uint64_t need = (ram_bytes > budget_bytes ? ram_bytes - budget_bytes : 0) + slack;
+
+	return (need + SMV_EXTENT_BYTES - 1) / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
+}
+
+/* The extent table as JSON, for whoever must find the pages without this process. */
+static int write_extents(const struct smv_vm *vm)
+{
+	CLEANUP_JSON json_t *root = json_object();
+	json_t *hosts = json_array(), *extents = json_array();
+	char path[400];
+
+	for (unsigned int h = 0; h < vm->backing.nr_sub_hosts; h++)
+		json_array_append_new(
+			hosts, json_pack("{s:s, s:s}", "address", vm->backing.sub_hosts[h].address,
+				       "lease", vm->leases.leases[h].id));
+	for (uint64_t i = 0; i < vm->backing.nr_extents; i++) {
+		const struct smv_extent *x = &vm->backing.extents[i];
+
+		json_array_append_new(
+			extents, json_pack("[i,i,I]", (int)x->sub_host, (int)x->segment,
+					 (json_int_t)x->offset_bytes));
+	}
+	json_object_set_new(root, "sub_hosts", hosts);
+	json_object_set_new(root, "extents", extents);
+	return json_dump_file(
+		root, smv_vm_path(vm, "extents.json", path, sizeof(path)), JSON_COMPACT);
+}
+
+static int set_up(
+	struct smv_vm *vm, struct smv_migration *m, const PrepareRequest *q, struct smv_error *err)
+{
+	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
+	struct smv_pager_config config = {.ram = &vm->ram,
+		.map = &vm->map,
+		.slots = &vm->slots,
+		.backing = &vm->backing,
+		.zap = zap_by_shim,
+		.zap_ctx = vm,
+		.budget_pages = budget / SMV_PAGE_SIZE,
+		.timeout_ms = DATA_TIMEOUT_MS};
+	char owner[160], hostname[64] = "?", path[400];
+	struct smv_remote *trial;
+	int r;
+
+	gethostname(hostname, sizeof(hostname) - 1);
+	snprintf(owner, sizeof(owner), "%s on %s", vm->name, hostname);
+	r = smv_leases_create(&vm->leases, &vm->backing, (const char *const *)q->sub_hosts,
+		(unsigned int)q->n_sub_hosts, owner, room_needed(vm->ram.bytes, q->budget_bytes),
+		q->transport, q->insecure, vm->transport_reason, sizeof(vm->transport_reason), err);
+	if (r < 0)
+		return r;
+	vm->backed = true;
+	if (!endpoint_for(vm->backing.transport))
+		return smv_fail(err, SMV_REFUSED, "no-data-address",
+			"Start smemv-pagerd with a --data address of that transport.",
+			"the sub-hosts use transport %s, but this pager has no such data address",
+			smv_transport_name(vm->backing.transport));
+	vm->budget_bytes = budget;
+	if ((r = smv_pagemap_create(smv_vm_path(vm, "map", path, sizeof(path)), vm->name,
+		     vm->ram.nr_pages, &vm->map, err)) < 0)
+		return r;
+	if (smv_slots_create(vm->backing.nr_extents, &vm->slots) < 0 || write_extents(vm) < 0)
+		return smv_fail(err, SMV_NO_ROOM, "state-dir", NULL,
+			"cannot write the extent table of VM '%s'", vm->name);
+	if ((r = attach_uffd(vm, err)) < 0)
+		return r;
+	/* Better to learn now than at the switch-over that a sub-host cannot be reached. */
+	if ((r = smv_remote_open(&vm->backing, SMV_ROLE_READER, SMV_PAGE_SIZE, DATA_TIMEOUT_MS,
+		     &trial, err)) < 0)
+		return r;
+	smv_remote_close(trial);
+	snprintf(config.name, sizeof(config.name), "%s", vm->name);
+	config.uffd = vm->uffd;
+	config.pagemap_fd = vm->pagemap_fd;
+	m->hot_credit = smv_pager_hot_credit(config.budget_pages);
+	if ((r = smv_pager_create(&config, &vm->pager, err)) < 0)
+		return r;
+	return ring_open(m, vm->backing.transport, err);
+}
+
+static void *new_message(const ProtobufCMessageDescriptor *d)
+{
+	ProtobufCMessage *m = calloc(1, d->sizeof_message);
+
+	if (!m)
+		abort();
+	protobuf_c_message_init(d, m);
+	return m;
+}
+
+static ProtobufCBinaryData ticket_bytes(const struct smv_ticket *t)
+{
+	ProtobufCBinaryData b = {.len = sizeof(*t), .data = malloc(sizeof(*t))};
+
+	if (!b.data)
+		abort();
+	memcpy(b.data, t, sizeof(*t));
+	return b;
+}
+
+static Smemv__V1__SubHost *describe_sub_host(struct smv_vm *vm, unsigned int h)
+{
+	const struct smv_sub_host *host = &vm->backing.sub_hosts[h];
+	Smemv__V1__SubHost *out = new_message(&smemv__v1__sub_host__descriptor);
+	struct smv_ticket ticket;
+	char text[SMV_ADDR_MAX];
+
+	out->address = strdup(host->address);
+	out->name = strdup(host->name);
+	out->data_address = strdup(smv_addr_format(&host->data_addr, text, sizeof(text)));
+	out->lease_id = strdup(vm->leases.leases[h].id);
+	out->segments = calloc(host->nr_segments + 1, sizeof(*out->segments));
+	for (unsigned int i = 0; i < host->nr_segments; i++) {
+		Smemv__V1__MemSegment *s = new_message(&smemv__v1__mem_segment__descriptor);
+
+		s->rkey = host->segments[i].rkey;
+		s->remote_addr = host->segments[i].remote_addr;
+		s->size_bytes = host->segments[i].size_bytes;
+		out->segments[out->n_segments++] = s;
+	}
+	if (smv_leases_ticket(&vm->leases, h, SMV_ROLE_WRITER, &ticket) == 0)
+		out->ticket = ticket_bytes(&ticket);
+	return out;
+}
+
+static void describe_extents(const struct smv_backing *b, PrepareResponse *p)
+{
+	p->extents = calloc(b->nr_extents + 1, sizeof(*p->extents));
+	for (uint64_t i = 0; i < b->nr_extents; i++) {
+		const struct smv_extent *x = &b->extents[i];
+		Smemv__V1__ExtentRun *last = p->n_extents ? p->extents[p->n_extents - 1] : NULL;
+
+		if (!last || last->sub_host != x->sub_host || last->segment != x->segment ||
+			last->offset_bytes + (uint64_t)last->nr_extents * SMV_EXTENT_BYTES !=
+				x->offset_bytes) {
+			last = new_message(&smemv__v1__extent_run__descriptor);
+			last->sub_host = x->sub_host;
+			last->segment = x->segment;
+			last->offset_bytes = x->offset_bytes;
+			p->extents[p->n_extents++] = last;
+		}
+		last->nr_extents++;
+	}
+}
+
+static void describe(struct smv_vm *vm, const struct smv_migration *m, PrepareResponse *p)
+{
+	const struct smv_data_endpoint *e = endpoint_for(vm->backing.transport);
+	struct smv_region_info info;
+	struct smv_ticket ticket;
+	char text[SMV_ADDR_MAX];
+
+	p->sub_hosts = calloc(vm->backing.nr_sub_hosts + 1, sizeof(*p->sub_hosts));
+	for (unsigned int h = 0; h < vm->backing.nr_sub_hosts; h++)
+		p->sub_hosts[p->n_sub_hosts++] = describe_sub_host(vm, h);
+	describe_extents(&vm->backing, p);
+	p->extent_bytes = SMV_EXTENT_BYTES;
+	p->hot_credit_pages = m->hot_credit;
+	p->hot_data_address = strdup(smv_addr_format(&e->advertised, text, sizeof(text)));
+	smv_ticket_make(m->ring_key, m->ring_id, 1, SMV_ROLE_WRITER, 1, &ticket);
+	p->hot_ticket = ticket_bytes(&ticket);
+	smv_region_info(m->ring_region, &info);
+	p->hot_ring_rkey = info.rkey;
+	p->hot_ring_addr = info.remote_addr;
+	p->hot_ring_chunks = SMV_HOT_RING_CHUNKS;
+	p->transport = strdup(smv_transport_name(vm->backing.transport));
+	p->transport_reason = strdup(vm->transport_reason);
+}
+
+static struct smv_migration *migration_of(struct smv_vm *vm)
+{
+	struct smv_migration *m = vm->migration;
+
+	if (!m && (m = calloc(1, sizeof(*m)))) {
+		pthread_mutex_init(&m->id_lock, NULL);
+		pthread_mutex_init(&m->map_lock, NULL);
+		atomic_store(&m->state, ABORTED);
+		atomic_store(&vm->migration, m);
+	}
+	return m;
+}
+
+void smv_migration_free(struct smv_migration *m)
+{
+	if (!m)
+		return;
+	pthread_mutex_destroy(&m->id_lock);
+	pthread_mutex_destroy(&m->map_lock);
+	free(m);
+}
+
+int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareResponse *response,
+	struct smv_error *err)
+{
+	struct smv_migration *m;
+	int r;
+
+	pthread_mutex_lock(&vm->lock);
+	r = vm->gone ? smv_fail(err, SMV_NOT_FOUND, "no-vm", NULL, "VM '%s' has ended", vm->name)
+		     : check_request(vm, q, err);
+	if (r == 0 && !(m = migration_of(vm)))
+		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	if (r < 0) {
+		pthread_mutex_unlock(&vm->lock);
+		return r;
+	}
+	pthread_mutex_lock(&m->id_lock);
+	snprintf(m->id, sizeof(m->id), "%s", q->migration_id);
+	pthread_mutex_unlock(&m->id_lock);
+	m->applied = 0;
+	m->incoming_started = false;
+	m->why[0] = '\0';
+	touch(m);
+	atomic_store(&m->state, PREPARING);
+	vm->state = SMV_VM_RECEIVING;
+	r = set_up(vm, m, q, err);
+	if (r == 0 && !change_state(m, PREPARING, RECEIVING))
+		r = smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration was aborted");
+	if (r == 0)
+		describe(vm, m, response);
+	pthread_mutex_unlock(&vm->lock);
+	if (r < 0) {
+		smv_migration_abort(vm, err->message, NULL);
+	} else {
+		char need[32];
+
+		smv_log_info("VM '%s': receiving migration %s; %s on %u sub-hosts over %s",
+			vm->name, m->id,
+			smv_format_size(
+				vm->backing.nr_extents * SMV_EXTENT_BYTES, need, sizeof(need)),
+			vm->backing.nr_sub_hosts, response->transport);
+	}
+	return r;
+}
+
+/* --- while pages arrive ------------------------------------------------------------------- */
+
+static int bad_range(struct smv_error *err, const Smemv__V1__PageRange *range, const char *why)
+{
+	return smv_fail(err, SMV_INVALID, "bad-report", NULL,
+		"report of pages %lu+%lu at slot %lu: %s", range->first_page, range->nr_pages,
+		range->first_slot, why);
+}
+
+static int place_cold(struct smv_vm *vm, uint64_t page, uint64_t slot, uint32_t checksum)
+{
+	smv_page_word old = smv_pagemap_get(&vm->map, page);
+	int r = 0;
+
+	switch (smv_word_state(old)) {
+	case SMV_PAGE_UNKNOWN:
+	case SMV_PAGE_ZERO:
+		r = smv_slots_take(&vm->slots, slot);
+		break;
+	case SMV_PAGE_COLD:
+		if (smv_word_slot(old) != slot)
+			r = -EEXIST;
+		break;
+	default:
+		r = -EEXIST;
+	}
+	if (r == 0)
+		smv_pagemap_place(&vm->map, page, smv_word(SMV_PAGE_COLD, slot, checksum));
+	return r;
+}
+
+static int apply_range(struct smv_vm *vm, const Smemv__V1__PageRange *range, struct smv_error *err)
+{
+	uint64_t nr = range->nr_pages;
+	bool cold = range->state == SMEMV__V1__PAGE_STATE__PAGE_STATE_COLD;
+
+	if (!cold && range->state != SMEMV__V1__PAGE_STATE__PAGE_STATE_ZERO)
+		return bad_range(err, range, "unknown state");
+	if (nr == 0 || nr > vm->map.nr_pages || range->first_page > vm->map.nr_pages - nr)
+		return bad_range(err, range, "outside the VM");
+	if (cold && range->checksums.len != nr * 4)
+		return bad_range(err, range, "not one checksum per page");
+	for (uint64_t i = 0; i < nr; i++) {
+		uint64_t page = range->first_page + i;
+		uint32_t checksum;
+
+		if (cold) {
+			memcpy(&checksum, range->checksums.data + 4 * i, 4);
+			if (place_cold(vm, page, range->first_slot + i,
+				    le32toh(checksum) & ((1u << SMV_CHECKSUM_BITS) - 1)) < 0)
+				return bad_range(err, range,
+					"the slot is taken or outside, or the page is somewhere "
+					"else");
+			continue;
+		}
+		switch (smv_word_state(smv_pagemap_get(&vm->map, page))) {
+		case SMV_PAGE_UNKNOWN:
+		case SMV_PAGE_ZERO:
+			smv_pagemap_place(
+				&vm->map, page, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
+			break;
+		default:
+			return bad_range(err, range, "a page with data cannot become zero");
+		}
+	}
+	return 0;
+}
+
+static int not_receiving(const struct smv_migration *m, struct smv_error *err)
+{
+	return smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration is %s%s%s",
+		atomic_load(&m->state) == ABORTED ? "aborted" : "past this step",
+		m->why[0] ? ": " : "", m->why);
+}
+
+int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest *q,
+	uint64_t *applied, struct smv_error *err)
+{
+	struct smv_migration *m = vm->migration;
+	int r = 0;
+
+	touch(m);
+	pthread_mutex_lock(&m->map_lock);
+	if (atomic_load(&m->state) != RECEIVING)
+		r = not_receiving(m, err);
+	else if (q->sequence > m->applied + 1)
+		r = smv_fail(err, SMV_INVALID, "report-gap", NULL,
+			"report %lu came after report %lu", q->sequence, m->applied);
+	if (r == 0 && q->sequence == m->applied + 1) {
+		if (!smv_fault_point("report-drop-batch"))
+			for (size_t i = 0; i < q->n_ranges && r == 0; i++)
+				r = apply_range(vm, q->ranges[i], err);
+		if (r == 0)
+			m->applied = q->sequence;
+	}
+	*applied = m->applied;
+	pthread_mutex_unlock(&m->map_lock);
+	return r;
+}
+
+/* --- switch-over -------------------------------------------------------------------------- */
+
+static int ask_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
+{
+	const struct smv_data_endpoint *e = endpoint_for(vm->backing.transport);
+	struct smv_addr addr = {.port = 0};
+	CLEANUP_JSON json_t *info = NULL;
+	const char *host, *port;
+	char text[SMV_ADDR_MAX];
+	json_t *sock;
+	int r;
+
+	snprintf(addr.host, sizeof(addr.host), "%s", e->advertised.host);
+	snprintf(text, sizeof(text), strchr(addr.host, ':') ? "tcp:[%s]:0" : "tcp:%s:0", addr.host);
+	if ((r = smv_qmp_set_capability(vm->qmp, "x-ignore-shared", true, err)) < 0 ||
+		(r = smv_qmp_execute(vm->qmp, "migrate-incoming", json_pack("{s:s}", "uri", text),
+			 NULL, QMP_TIMEOUT_MS, err)) < 0 ||
+		(r = smv_qmp_execute(vm->qmp, "query-migrate", NULL, &info, QMP_TIMEOUT_MS, err)) <
+			0)
+		return r;
+	sock = json_array_get(json_object_get(info, "socket-address"), 0);
+	host = json_string_value(json_object_get(sock, "host"));
+	port = json_string_value(json_object_get(sock, "port"));
+	if (!host || !port)
+		return smv_fail(err, SMV_INTERNAL, "qmp", NULL,
+			"QEMU of VM '%s' does not say where it listens", vm->name);
+	if (asprintf(uri, strchr(addr.host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", addr.host, port) <
+		0)
+		return -ENOMEM;
+	return 0;
+}
+
+int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
+{
+	struct smv_migration *m = vm->migration;
+	int r;
+
+	pthread_mutex_lock(&vm->lock);
+	touch(m);
+	if (atomic_load(&m->state) != RECEIVING) {
+		r = not_receiving(m, err);
+	} else {
+		m->incoming_started = true;
+		r = ask_incoming(vm, uri, err);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return r;
+}
+
+static int compare_maps(const struct smv_vm *vm, const struct smv_migration *m,
+	const Smemv__V1__ConfirmMapRequest *q, struct smv_error *err)
+{
+	uint64_t unknown = smv_pagemap_count(&vm->map, SMV_PAGE_UNKNOWN);
+	uint64_t hot = smv_pagemap_count(&vm->map, SMV_PAGE_LOCAL);
+	uint64_t cold = smv_pagemap_count(&vm->map, SMV_PAGE_COLD);
+	uint64_t zero = smv_pagemap_count(&vm->map, SMV_PAGE_ZERO);
+
+	if (q->sequence != m->applied)
+		return smv_fail(err, SMV_REFUSED, "map-differs", NULL,
+			"the source sent %lu reports, %lu arrived", q->sequence, m->applied);
+	if (unknown)
+		return smv_fail(err, SMV_REFUSED, "map-differs", NULL,
+			"the place of %lu pages is unknown", unknown);
+	if (q->pages_hot != hot || q->pages_cold != cold || q->pages_zero != zero)
+		return smv_fail(err, SMV_REFUSED, "map-differs", NULL,
+			"the source counts %lu hot, %lu cold, %lu zero pages, the main host %lu, "
+			"%lu, %lu",
+			q->pages_hot, q->pages_cold, q->pages_zero, hot, cold, zero);
+	if (q->digest != vm->map.digest)
+		return smv_fail(err, SMV_REFUSED, "map-differs", NULL,
+			"source and main host have different digests of the page map");
+	return 0;
+}
+
+int smv_migration_confirm(
+	struct smv_vm *vm, const Smemv__V1__ConfirmMapRequest *q, struct smv_error *err)
+{
+	struct smv_migration *m = vm->migration;
+	int r;
+
+	pthread_mutex_lock(&vm->lock);
+	touch(m);
+	if (atomic_load(&m->state) != RECEIVING) {
+		r = not_receiving(m, err);
+	} else {
+		ring_close(m);
+		if ((r = compare_maps(vm, m, q, err)) == 0 &&
+			(r = smv_leases_fence(&vm->leases, &vm->backing, err)) == 0 &&
+			(r = smv_pager_start(vm->pager, err)) == 0 &&
+			!change_state(m, RECEIVING, CONFIRMED))
+			r = not_receiving(m, err);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	if (r == 0)
+		smv_log_info("VM '%s': map confirmed, the source is fenced, faults are served",
+			vm->name);
+	return r;
+}
+
+/* 1: the device state is loaded; 0: not yet; negative: it never will be. */
+static int destination_loaded(struct smv_vm *vm, struct smv_error *err)
+{
+	CLEANUP_JSON json_t *info = NULL;
+	const char *status;
+	char state[64];
+	int r;
+
+	if ((r = smv_qmp_execute(vm->qmp, "query-migrate", NULL, &info, QMP_TIMEOUT_MS, err)) < 0 ||
+		(r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err)) < 0)
+		return r;
+	status = json_string_value(json_object_get(info, "status"));
+	if (status && strcmp(status, "failed") == 0)
+		return smv_fail(err, SMV_ABORTED, "destination-failed",
+			"See the destination QEMU's messages.",
+			"the destination's QEMU could not load the device state");
+	return status && strcmp(status, "completed") == 0 && strcmp(state, "inmigrate") != 0;
+}
+
+/* On tmpfs a completed write survives this process. */
+static void record_commit(const struct smv_vm *vm, const struct smv_migration *m)
+{
+	CLEANUP_CLOSE int fd = -1;
+	char path[400];
+
+	smv_vm_path(vm, "commit", path, sizeof(path));
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || write(fd, m->id, strlen(m->id)) < 0 || fsync(fd) < 0)
+		smv_log_error("VM '%s': cannot record the commit in %s: %s", vm->name, path,
+			strerror(errno));
+}
+
+static int run_destination(struct smv_vm *vm, struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + QMP_TIMEOUT_MS * SMV_NS_PER_MS;
+	char state[64];
+	int r = smv_qmp_execute(vm->qmp, "cont", NULL, NULL, QMP_TIMEOUT_MS, err);
+
+	while (r == 0) {
+		r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err);
+		if (r < 0 || strcmp(state, "running") == 0)
+			break;
+		if (smv_now_ns() > end)
+			r = smv_fail(err, SMV_TIMEOUT, "not-running", NULL,
+				"QEMU of VM '%s' is '%s' after cont", vm->name, state);
+		smv_sleep_ms(1);
+	}
+	return r;
+}
+
+static int commit_once_loaded(struct smv_vm *vm, struct smv_migration *m, struct smv_error *err)
+{
+	int r = destination_loaded(vm, err);
+
+	if (r <= 0)
+		return r == 0 ? -EAGAIN : r;
+	if (!change_state(m, CONFIRMED, COMMITTED))
+		return not_receiving(m, err);
+	record_commit(vm, m);
+	vm->state = SMV_VM_RUNNING;
+	smv_log_info("VM '%s': migration %s is committed", vm->name, m->id);
+	if (run_destination(vm, err) < 0) {
+		smv_log_error("VM '%s': %s", vm->name, err->message);
+		snprintf(m->why, sizeof(m->why), "%.190s", err->message);
+	}
+	return 0;
+}
+
+int smv_migration_commit(
+	struct smv_vm *vm, unsigned int timeout_ms, Verdict *verdict, struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+	struct smv_migration *m = vm->migration;
+	int r;
+
+	for (;;) {
+		pthread_mutex_lock(&vm->lock);
+		touch(m);
+		if (atomic_load(&m->state) == COMMITTED)
+			r = 0;
+		else if (atomic_load(&m->state) != CONFIRMED)
+			r = not_receiving(m, err);
+		else
+			r = commit_once_loaded(vm, m, err);
+		pthread_mutex_unlock(&vm->lock);
+		if (r != -EAGAIN)
+			break;
+		if (smv_now_ns() > end)
+			return smv_fail(err, SMV_TIMEOUT, "destination-slow", "Raise --timeout.",
+				"the destination's QEMU has not loaded the device state after %u "
+				"ms",
+				timeout_ms);
+		smv_sleep_ms(1);
+	}
+	if (r == 0)
+		smv_migration_verdict(vm, verdict);
+	return r;
+}
+
+/* Before the first byte of the device state QEMU can wait for another migration. */
+static void reset_destination(struct smv_vm *vm, const struct smv_migration *m)
+{
+	if (m->incoming_started) {
+		smv_qmp_execute(vm->qmp, "quit", NULL, NULL, QMP_TIMEOUT_MS, NULL);
+		vm->state = SMV_VM_FAILED;
+		return;
+	}
+	for (unsigned int i = 0; i < vm->ram.nr_blocks; i++) {
+		const struct smv_ram_block *b = &vm->ram.blocks[i];
+
+		if (fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			    (off_t)b->file_offset, (off_t)b->size_bytes) < 0)
+			smv_log_error("VM '%s': cannot empty RAM block '%s': %s", vm->name, b->id,
+				strerror(errno));
+	}
+	vm->state = SMV_VM_WAITING;
+}
+
+void smv_migration_abort(struct smv_vm *vm, const char *why, Verdict *verdict)
+{
+	struct smv_migration *m = vm->migration;
+
+	if (m && (change_state(m, PREPARING, ABORTED) || change_state(m, RECEIVING, ABORTED) ||
+			 change_state(m, CONFIRMED, ABORTED))) {
+		pthread_mutex_lock(&vm->lock);
+		snprintf(m->why, sizeof(m->why), "%s", why);
+		smv_log_warning("VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
+		ring_close(m);
+		smv_vm_back_out(vm);
+		reset_destination(vm, m);
+		pthread_mutex_unlock(&vm->lock);
+	}
+	if (verdict)
+		smv_migration_verdict(vm, verdict);
+}
+
+void smv_migration_verdict(struct smv_vm *vm, Verdict *verdict)
+{
+	struct smv_migration *m = vm->migration;
+	char state[64] = "";
+
+	if (pthread_mutex_trylock(&vm->lock) == 0) {
+		if (!vm->gone)
+			smv_qmp_run_state(vm->qmp, state, sizeof(state), NULL);
+		pthread_mutex_unlock(&vm->lock);
+	}
+	touch(m);
+	verdict->state = (Smemv__V1__MigrationState)atomic_load(&m->state);
+	verdict->destination_state = strdup(state);
+	verdict->why = strdup(m->why);
+}
+
+void smv_migration_check_silence(struct smv_vm *vm)
+{
+	struct smv_migration *m = vm->migration;
+	int state = m ? atomic_load(&m->state) : ABORTED;
+
+	if (state != COMMITTED && state != ABORTED &&
+		smv_now_ns() - atomic_load(&m->last_contact_ns) > SILENCE_NS)
+		smv_migration_abort(vm, "the source has not been heard of for 60 s", NULL);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pagerd/service.h"
+
+#include "pagerd/migration.h"
+#include "pagerd/vm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define HANDLER(name)                                                                              \
+	static int name(void *ctx, struct smv_rpc_call *call, const ProtobufCMessage *request,     \
+		ProtobufCMessage *response, struct smv_error *err)
+
+typedef Smemv__V1__VmInfo VmInfo;
+typedef Smemv__V1__VmStats VmStats;
+
+static int no_vm(const char *name, struct smv_error *err)
+{
+	return smv_fail(err, SMV_NOT_FOUND, "no-vm",
+		"Start it with smemv-run --vm NAME --pager ADDR; smemvctl vms lists what is here.",
+		"no VM '%.80s' is registered here", name);
+}
+
+static int no_migration(const char *id, struct smv_error *err)
+{
+	return smv_fail(
+		err, SMV_NOT_FOUND, "no-migration", NULL, "no migration %.40s is known here", id);
+}
+
+HANDLER(register_vm)
+{
+	const Smemv__V1__RegisterVmRequest *q = (const void *)request;
+
+	(void)ctx;
+	(void)response;
+	if (!smv_rpc_call_is_local(call))
+		return smv_fail(err, SMV_PERMISSION, "not-local", "Use the pager's unix socket.",
+			"a VM can be registered only from the pager's own host");
+	return smv_vms_register(q->name, q->pid, q->qmp_path, q->shim_path, err);
+}
+
+static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, VmInfo *info)
+{
+	info->name = strdup(vm->name);
+	info->state = (Smemv__V1__VmState)vm->state;
+	info->ram_bytes = vm->ram.bytes;
+	info->budget_bytes = vm->budget_bytes;
+	info->resident_bytes = smv_guest_ram_resident(&vm->ram);
+	info->trouble = strdup(stats->trouble);
+	if (!vm->backed)
+		return;
+	info->remote_bytes = smv_pagemap_count(&vm->map, SMV_PAGE_COLD) * SMV_PAGE_SIZE;
+	info->sub_hosts = calloc(vm->backing.nr_sub_hosts + 1, sizeof(*info->sub_hosts));
+	for (unsigned int h = 0; info->sub_hosts && h < vm->backing.nr_sub_hosts; h++)
+		info->sub_hosts[info->n_sub_hosts++] = strdup(vm->backing.sub_hosts[h].address);
+}
+
+HANDLER(list_vms)
+{
+	Smemv__V1__ListVmsResponse *p = (void *)response;
+	struct smv_vm **list;
+	size_t n = smv_vms_list(&list);
+
+	(void)ctx;
+	(void)call;
+	(void)request;
+	(void)err;
+	p->vms = calloc(n + 1, sizeof(*p->vms));
+	for (size_t i = 0; i < n; i++) {
+		struct smv_pager_stats stats = {0};
+		VmInfo *info = calloc(1, sizeof(*info));
+
+		if (p->vms && info) {
+			smemv__v1__vm_info__init(info);
+			pthread_mutex_lock(&list[i]->lock);
+			if (list[i]->pager)
+				smv_pager_stats(list[i]->pager, &stats);
+			fill_info(list[i], &stats, info);
+			pthread_mutex_unlock(&list[i]->lock);
+			p->vms[p->n_vms++] = info;
+		}
+		smv_vm_put(list[i]);
+	}
+	free(list);
+	return 0;
+}
+
+static double us(uint64_t ns)
+{
+	return (double)ns / 1000;
+}
+
+static void fill_stats(struct smv_vm *vm, VmStats *p)
+{
+	struct smv_pager_stats s = {0};
+
+	if (vm->pager)
+		smv_pager_stats(vm->pager, &s);
+	fill_info(vm, &s, p->info);
+	p->faults = s.faults;
+	p->page_ins = s.page_ins;
+	p->zero_fills = s.zero_fills;
+	p->evictions = s.evictions;
+	p->evictions_clean = s.evictions_clean;
+	p->evictions_aborted = s.evictions_aborted;
+	p->faults_waited_for_room = s.faults_waited_for_room;
+	p->bytes_read = s.bytes_read;
+	p->bytes_written = s.bytes_written;
+	p->fault_latency_us->p50 = us(s.latency_ns_p50);
+	p->fault_latency_us->p99 = us(s.latency_ns_p99);
+	p->fault_latency_us->p999 = us(s.latency_ns_p999);
+	p->fault_latency_us->max = us(s.latency_ns_max);
+	p->slots_free = vm->slots.nr_free;
+	p->slots = vm->slots.nr_extents * SMV_EXTENT_PAGES;
+	if (!vm->backed)
+		return;
+	p->pages_zero = smv_pagemap_count(&vm->map, SMV_PAGE_ZERO);
+	p->pages_local = smv_pagemap_count(&vm->map, SMV_PAGE_LOCAL);
+	p->pages_remote = smv_pagemap_count(&vm->map, SMV_PAGE_COLD);
+	p->pages_lost = smv_pagemap_count(&vm->map, SMV_PAGE_LOST);
+	if (vm->backing.transport)
+		p->transport = strdup(smv_transport_name(vm->backing.transport));
+}
+
+HANDLER(get_vm_stats)
+{
+	const Smemv__V1__GetVmStatsRequest *q = (const void *)request;
+	VmStats *p = (void *)response;
+	struct smv_vm *vm = smv_vms_get(q->name);
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_vm(q->name, err);
+	p->info = calloc(1, sizeof(*p->info));
+	p->fault_latency_us = calloc(1, sizeof(*p->fault_latency_us));
+	if (!p->info || !p->fault_latency_us)
+		abort();
+	smemv__v1__vm_info__init(p->info);
+	smemv__v1__latency_quantiles__init(p->fault_latency_us);
+	pthread_mutex_lock(&vm->lock);
+	fill_stats(vm, p);
+	pthread_mutex_unlock(&vm->lock);
+	smv_vm_put(vm);
+	return 0;
+}
+
+HANDLER(prepare_migration)
+{
+	const Smemv__V1__PrepareMigrationRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get(q->vm);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_vm(q->vm, err);
+	r = smv_migration_prepare(vm, q, (void *)response, err);
+	smv_vm_put(vm);
+	return r;
+}
+
+HANDLER(report_pages)
+{
+	const Smemv__V1__ReportPagesRequest *q = (const void *)request;
+	Smemv__V1__ReportPagesResponse *p = (void *)response;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_migration(q->migration_id, err);
+	r = smv_migration_report(vm, q, &p->applied_sequence, err);
+	smv_vm_put(vm);
+	return r;
+}
+
+HANDLER(start_incoming)
+{
+	const Smemv__V1__StartIncomingRequest *q = (const void *)request;
+	Smemv__V1__StartIncomingResponse *p = (void *)response;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_migration(q->migration_id, err);
+	r = smv_migration_start_incoming(vm, &p->uri, err);
+	smv_vm_put(vm);
+	return r;
+}
+
+HANDLER(confirm_map)
+{
+	const Smemv__V1__ConfirmMapRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	(void)response;
+	if (!vm)
+		return no_migration(q->migration_id, err);
+	r = smv_migration_confirm(vm, q, err);
+	smv_vm_put(vm);
+	return r;
+}
+
+HANDLER(commit_migration)
+{
+	const Smemv__V1__CommitMigrationRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_migration(q->migration_id, err);
+	r = smv_migration_commit(vm, q->timeout_ms, (void *)response, err);
+	smv_vm_put(vm);
+	return r;
+}
+
+HANDLER(abort_migration)
+{
+	const Smemv__V1__AbortMigrationRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return smv_migration_recall(q->migration_id, (void *)response) < 0
+			       ? no_migration(q->migration_id, err)
+			       : 0;
+	smv_migration_abort(vm, q->why, (void *)response);
+	smv_vm_put(vm);
+	return 0;
+}
+
+HANDLER(get_migration)
+{
+	const Smemv__V1__GetMigrationRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return smv_migration_recall(q->migration_id, (void *)response) < 0
+			       ? no_migration(q->migration_id, err)
+			       : 0;
+	smv_migration_verdict(vm, (void *)response);
+	smv_vm_put(vm);
+	return 0;
+}
+
+int smv_pager_service_add(struct smv_rpc_server *server)
+{
+	static const struct smv_rpc_method methods[] = {
+		{"RegisterVm", register_vm},
+		{"ListVms", list_vms},
+		{"GetVmStats", get_vm_stats},
+		{"PrepareMigration", prepare_migration},
+		{"ReportPages", report_pages},
+		{"StartIncoming", start_incoming},
+		{"ConfirmMap", confirm_map},
+		{"CommitMigration", commit_migration},
+		{"AbortMigration", abort_migration},
+		{"GetMigration", get_migration},
+		{NULL, NULL},
+	};
+
+	return smv_rpc_server_add_service(server, &smemv__v1__pager__descriptor, methods, NULL);
+}

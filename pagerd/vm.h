@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The VMs of this host: registered by smemv-run, filled by a migration, served by a pager.
+ *
+ * States: WAITING -> RECEIVING (prepare) -> RUNNING (commit)
+ *         RECEIVING -> WAITING (abort, QEMU untouched) or FAILED (abort, QEMU is of no use any
+ * more) any -> gone (QEMU's process ended)
+ */
+#ifndef SMV_PAGERD_VM_H
+#define SMV_PAGERD_VM_H
+
+#include "client/pager.h"
+#include "common/error.h"
+#include "pagerd/leases.h"
+#include "vmm/guest_ram.h"
+#include "vmm/qmp.h"
+#include "vmm/shim_client.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define SMV_VM_NAME_MAX 64
+
+enum smv_vm_state { SMV_VM_WAITING = 1, SMV_VM_RECEIVING, SMV_VM_RUNNING, SMV_VM_FAILED };
+
+struct smv_migration;
+
+struct smv_vm {
+	char name[SMV_VM_NAME_MAX + 1];
+	pid_t pid;
+	int pidfd;
+	atomic_int refs;
+
+	/* Guards what follows; taken for whole operations (prepare, confirm, abort). */
+	pthread_mutex_t lock;
+	enum smv_vm_state state;
+	bool gone; /* the process ended; only dropping references is left to do */
+	struct smv_qmp *qmp;
+	struct smv_shim *shim;
+	struct smv_guest_ram ram;
+	int uffd;
+	bool uffd_registered;
+	int pagemap_fd;
+
+	/* From prepare to abort or the end of the VM. */
+	struct smv_migration *_Atomic migration;
+	struct smv_leases leases;
+	struct smv_backing backing;
+	struct smv_pagemap map;
+	struct smv_slots slots;
+	struct smv_pager *pager;
+	uint64_t budget_bytes;
+	char transport_reason[200];
+	bool backed; /* leases, backing, map, slots and pager are set up */
+};
+
+/** smv_vm_name_valid - letters, digits, '.', '_', '-'; 1 to 64; not starting with '.'. */
+bool smv_vm_name_valid(const char *name);
+
+/** smv_vms_init - @state_dir: where page maps and commit records go. */
+int smv_vms_init(const char *state_dir, struct smv_error *err);
+
+/** smv_vms_register - take over a QEMU started by smemv-run. */
+int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
+	struct smv_error *err);
+
+/** smv_vms_get - a reference to the VM of that name, or NULL. */
+struct smv_vm *smv_vms_get(const char *name);
+/** smv_vms_get_by_migration - the VM into which a migration goes (or went), or NULL. */
+struct smv_vm *smv_vms_get_by_migration(const char *migration_id);
+/** smv_vms_get_where - a reference to the first VM that @fits says true of, or NULL. */
+struct smv_vm *smv_vms_get_where(bool (*fits)(struct smv_vm *, const void *), const void *key);
+struct smv_vm *smv_vm_ref(struct smv_vm *vm);
+void smv_vm_put(struct smv_vm *vm);
+
+/** smv_vms_list - references to all VMs; free the array and put each. */
+size_t smv_vms_list(struct smv_vm ***vms);
+
+/** smv_vms_tick - call every second or so: notice VMs that ended, renew and hold leases, abort
+ * migrations whose source went silent. */
+void smv_vms_tick(void);
+
+/** smv_vms_shutdown - abort what is not committed, drop everything. */
+void smv_vms_shutdown(void);
+
+/** smv_vm_path - a file of this VM in the state directory: "NAME.SUFFIX". */
+char *smv_vm_path(const struct smv_vm *vm, const char *suffix, char *buf, size_t len);
+
+/** smv_vm_back_out - give back leases, map and pager; the lock is held. */
+void smv_vm_back_out(struct smv_vm *vm);
+
+#endif
