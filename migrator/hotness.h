@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which pages the VM is likely to touch soon. */
+#ifndef SMV_MIGRATOR_HOTNESS_H
+#define SMV_MIGRATOR_HOTNESS_H
+
+#include "migrator/pageset.h"
+#include "migrator/source.h"
+
+/**
+ * smv_hotness_sample - choose the pages for the main host.
+ * @credit: how many at most
+ * @hot: gets them: the most often touched ones of a few samples, then other populated pages
+ *
+ * Sampling: drop the page-table entries (the data stays in the file), let the VM run a while, see
+ * which pages have one again.
+ */
+int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pageset *hot,
+	bool (*cancelled)(void), struct smv_error *err);
+
+/** smv_hotness_choose - the choice alone: up to @credit of the @populated pages, by touches. */
+void smv_hotness_choose(const uint8_t *touches, const struct smv_pageset *populated,
+	uint64_t credit, struct smv_pageset *hot);
+
+#endif

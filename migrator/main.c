@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* smemv-migrate: the program on the source. */
+#include "common/cleanup.h"
+#include "common/log.h"
+#include "common/program.h"
+#include "common/units.h"
+#include "migrator/run.h"
+#include "rpc/rpc.h"
+#include "vmm/runtime.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+enum {
+	OPT_MAX_ROUNDS = 256,
+	OPT_MAX_DOWNTIME,
+	OPT_NO_CONVERGE,
+	OPT_RUNTIME_DIR,
+	OPT_JSON,
+	OPT_VM_QMP
+};
+
+static struct {
+	struct smv_run_options run;
+	const char *vm;
+	const char *vm_qmp;
+	const char *runtime_dir;
+	bool json;
+	bool have_to, have_budget;
+	char *sub_hosts[SMV_SUB_HOSTS_MAX];
+	char qmp_path[SMV_RUNTIME_PATH_MAX], shim_path[SMV_RUNTIME_PATH_MAX];
+} opts = {.run = {.transport = "auto", .max_rounds = 30, .max_downtime_ms = 300}};
+
+static const struct argp_option options[] = {
+	{NULL, 0, NULL, 0, "Which VM:", 1},
+	{"vm", 'v', "NAME", 0, "the VM that smemv-run started under this name", 1},
+	{"vm-qmp", OPT_VM_QMP, "PATH", 0,
+		"or the QMP socket that smemv-run made for it (its shim.sock lies beside it)", 1},
+	{"runtime-dir", OPT_RUNTIME_DIR, "DIR", 0, "where smemv-run keeps its sockets", 1},
+	{NULL, 0, NULL, 0, "Where to:", 2},
+	{"to", 't', "ADDR", 0, "control address of smemv-pagerd on the main host", 2},
+	{"to-vm", 'n', "NAME", 0, "the VM that waits there", 2},
+	{"sub-host", 's', "ADDR", 0, "control address of a memserverd; once for each", 2},
+	{"budget", 'b', "SIZE", 0, "memory that the VM may hold on the main host", 2},
+	{"transport", 'T', "NAME", 0, "auto (default), verbs or tcp", 2},
+	{"insecure", 'i', NULL, 0, "allow plaintext on addresses that leave this host", 2},
+	{NULL, 0, NULL, 0, "How:", 3},
+	{"max-downtime", OPT_MAX_DOWNTIME, "MS", 0,
+		"switch over when the VM would stop for no longer than this (default 300)", 3},
+	{"max-rounds", OPT_MAX_ROUNDS, "N", 0, "rounds before giving up on that (default 30)", 3},
+	{"on-no-converge", OPT_NO_CONVERGE, "WHAT", 0,
+		"then: fail (default; the source runs on) or stop (switch over all the same)", 3},
+	{"bandwidth", 'B', "RATE", 0, "bytes per second at most, e.g. 500M (default: no limit)", 3},
+	{"timeout", 'W', "S", 0, "give up after this many seconds (default: never)", 3},
+	{"json", OPT_JSON, NULL, 0, "one JSON object on standard output", 3},
+	{0},
+};
+
+static unsigned int number(
+	struct argp_state *state, const char *option, const char *text, unsigned long min)
+{
+	char *end;
+	unsigned long v;
+
+	errno = 0;
+	v = strtoul(text, &end, 10);
+	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 1000000000)
+		argp_error(state, "%s '%s': write a whole number, at least %lu", option, text, min);
+	return (unsigned int)v;
+}
+
+static uint64_t size(struct argp_state *state, const char *option, const char *text)
+{
+	uint64_t bytes = 0;
+
+	if (smv_parse_size(text, &bytes) < 0 || bytes == 0)
+		argp_error(state, "%s '%s': write a size such as 4096, 512M or 1.5G", option, text);
+	return bytes;
+}
+
+static void check_control(
+	struct argp_state *state, const char *option, const char *text, struct smv_addr *addr)
+{
+	struct smv_error err;
+
+	if (smv_addr_parse(text, false, addr, &err) < 0)
+		argp_error(state, "%s: %s. %s", option, err.message, err.hint);
+}
+
+static void finish(struct argp_state *state)
+{
+	struct smv_error err;
+	struct smv_addr addr;
+
+	if (!opts.vm == !opts.vm_qmp)
+		argp_error(state, "name the VM by either --vm or --vm-qmp");
+	if (!opts.have_to || !opts.run.to_vm || !opts.run.nr_sub_hosts || !opts.have_budget)
+		argp_error(state, "--to, --to-vm, --sub-host and --budget are needed");
+	if (smv_insecure_check(&opts.run.to, opts.run.insecure, &err) < 0)
+		argp_error(state, "--to: %s. %s", err.message, err.hint);
+	for (size_t i = 0; i < opts.run.nr_sub_hosts; i++) {
+		check_control(state, "--sub-host", opts.sub_hosts[i], &addr);
+		if (smv_insecure_check(&addr, opts.run.insecure, &err) < 0)
+			argp_error(state, "--sub-host: %s. %s", err.message, err.hint);
+		for (size_t k = 0; k < i; k++)
+			if (strcmp(opts.sub_hosts[k], opts.sub_hosts[i]) == 0)
+				argp_error(
+					state, "--sub-host '%s' is given twice", opts.sub_hosts[i]);
+	}
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct smv_run_options *run = &opts.run;
+
+	switch (key) {
+	case 'v':
+		opts.vm = arg;
+		return 0;
+	case OPT_VM_QMP:
+		opts.vm_qmp = arg;
+		return 0;
+	case OPT_RUNTIME_DIR:
+		opts.runtime_dir = arg;
+		return 0;
+	case 't':
+		check_control(state, "--to", arg, &run->to);
+		opts.have_to = true;
+		return 0;
+	case 'n':
+		run->to_vm = arg;
+		return 0;
+	case 's':
+		if (run->nr_sub_hosts == SMV_SUB_HOSTS_MAX)
+			argp_error(state, "more than %d sub-hosts", SMV_SUB_HOSTS_MAX);
+		opts.sub_hosts[run->nr_sub_hosts++] = arg;
+		return 0;
+	case 'b':
+		run->budget_bytes = size(state, "--budget", arg);
+		opts.have_budget = true;
+		return 0;
+	case 'T':
+		if (strcmp(arg, "auto") != 0 && strcmp(arg, "verbs") != 0 &&
+			strcmp(arg, "tcp") != 0)
+			argp_error(state, "--transport '%s': choose auto, verbs or tcp", arg);
+		run->transport = arg;
+		return 0;
+	case 'i':
+		run->insecure = true;
+		return 0;
+	case OPT_MAX_DOWNTIME:
+		run->max_downtime_ms = number(state, "--max-downtime", arg, 1);
+		return 0;
+	case OPT_MAX_ROUNDS:
+		run->max_rounds = number(state, "--max-rounds", arg, 1);
+		return 0;
+	case OPT_NO_CONVERGE:
+		if (strcmp(arg, "fail") != 0 && strcmp(arg, "stop") != 0)
+			argp_error(state, "--on-no-converge '%s': choose fail or stop", arg);
+		run->stop_on_no_converge = strcmp(arg, "stop") == 0;
+		return 0;
+	case 'B':
+		run->bandwidth = size(state, "--bandwidth", arg);
+		return 0;
+	case 'W':
+		run->timeout_s = number(state, "--timeout", arg, 1);
+		return 0;
+	case OPT_JSON:
+		opts.json = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		if (state->arg_num > 0 || strcmp(arg, "run") != 0)
+			argp_error(state, "unknown command '%s'; there is: run", arg);
+		return 0;
+	case ARGP_KEY_NO_ARGS:
+		argp_error(state, "a command is needed: smemv-migrate run ...");
+		return 0;
+	case ARGP_KEY_SUCCESS:
+		finish(state);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+/* --vm-qmp DIR/qmp.sock: the shim's socket lies beside it. */
+static int paths_beside(const char *qmp_path, struct smv_error *err)
+{
+	const char *slash = strrchr(qmp_path, '/');
+	int dir = slash ? (int)(slash - qmp_path) : 1;
+
+	if (strlen(qmp_path) >= sizeof(opts.qmp_path) ||
+		snprintf(opts.shim_path, sizeof(opts.shim_path), "%.*s/shim.sock", dir,
+			slash ? qmp_path : ".") >= (int)sizeof(opts.shim_path))
+		return smv_fail(err, SMV_INVALID, "path-too-long", NULL,
+			"--vm-qmp '%s' is longer than a unix socket's path may be", qmp_path);
+	snprintf(opts.qmp_path, sizeof(opts.qmp_path), "%s", qmp_path);
+	return 0;
+}
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	smv_run_cancel();
+}
+
+int main(int argc, char **argv)
+{
+	static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
+	static const struct argp argp = {options, parse, "run",
+		"Splits the memory of a running VM: what it is likely to touch goes to the main "
+		"host, the "
+		"rest straight to the sub-hosts; then the VM runs on at the main host."
+		"\vExit status: 0 completed, 1 failed (the source runs), 2 bad usage, 3 cancelled "
+		"(the "
+		"source runs), 4 refused (nothing was touched), 5 unknown (do not start the "
+		"source).",
+		children, NULL, NULL};
+	struct sigaction action = {.sa_handler = on_signal};
+	static struct smv_result result;
+	struct smv_error *err = &result.error;
+	int r;
+
+	smv_program_init();
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	opts.run.sub_hosts = opts.sub_hosts;
+	r = opts.vm_qmp ? paths_beside(opts.vm_qmp, err)
+			: smv_runtime_paths(
+				  opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
+	if (r < 0) {
+		smv_error_print(err);
+		return SMV_EXIT_USAGE;
+	}
+	opts.run.qmp_path = opts.qmp_path;
+	opts.run.shim_path = opts.shim_path;
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGTERM, &action, NULL);
+	smv_rpc_init();
+	smv_run(&opts.run, &result);
+	smv_rpc_shutdown();
+	if (opts.json)
+		smv_result_print_json(&result);
+	else
+		smv_result_print(&result);
+	free(result.rounds);
+	return (int)result.outcome;
+}

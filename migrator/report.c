@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrator/report.h"
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/units.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define BAR_WIDTH 30
+#define BAR_INTERVAL_NS (100 * SMV_NS_PER_MS)
+
+static const char *outcome_name(enum smv_outcome outcome)
+{
+	switch (outcome) {
+	case SMV_COMPLETED:
+		return "completed";
+	case SMV_STOPPED:
+		return "cancelled";
+	case SMV_NOT_BEGUN:
+		return "refused";
+	case SMV_DOUBTFUL:
+		return "unknown";
+	case SMV_FAILED:
+		break;
+	}
+	return "failed";
+}
+
+static json_t *ms(double v)
+{
+	/* Microseconds are all that the clock is good for. */
+	return v < 0 ? json_null() : json_real((double)(int64_t)(v * 1000) / 1000);
+}
+
+static json_t *integer(uint64_t v)
+{
+	return json_integer((json_int_t)v);
+}
+
+static json_t *error_json(const struct smv_error *err)
+{
+	if (err->code == SMV_OK)
+		return json_null();
+	return json_pack(
+		"{s:s, s:s, s:s}", "code", err->reason, "message", err->message, "hint", err->hint);
+}
+
+void smv_result_print_json(const struct smv_result *r)
+{
+	CLEANUP_JSON json_t *root = json_object();
+	json_t *rounds = json_array(), *hosts = json_array();
+
+	for (size_t i = 0; i < r->nr_rounds; i++)
+		json_array_append_new(rounds,
+			json_pack("{s:o, s:o, s:o}", "pages", integer(r->rounds[i].pages), "bytes",
+				integer(r->rounds[i].bytes), "ms", ms(r->rounds[i].ms)));
+	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
+		json_array_append_new(
+			hosts, json_pack("{s:s, s:o, s:o}", "address", r->sub_hosts[h].address,
+				       "bytes", integer(r->sub_hosts[h].bytes), "extents",
+				       integer(r->sub_hosts[h].extents)));
+	json_object_set_new(root, "schema_version", json_integer(1));
+	json_object_set_new(root, "migration_id", json_string(r->migration_id));
+	json_object_set_new(root, "status", json_string(outcome_name(r->outcome)));
+	json_object_set_new(root, "committed", json_boolean(r->committed));
+	json_object_set_new(root, "error", error_json(&r->error));
+	json_object_set_new(root, "source_state", json_string(r->source_state));
+	json_object_set_new(root, "destination_state", json_string(r->destination_state));
+	json_object_set_new(root, "total_time_ms", ms(r->total_ms));
+	json_object_set_new(root, "setup_time_ms", ms(r->setup_ms));
+	json_object_set_new(root, "downtime_ms", ms(r->downtime_ms));
+	json_object_set_new(root, "rounds", rounds);
+	json_object_set_new(root, "pages",
+		json_pack("{s:o, s:o, s:o, s:o, s:o}", "total", integer(r->pages_total), "hot",
+			integer(r->pages_hot), "cold", integer(r->pages_cold), "zero",
+			integer(r->pages_zero), "resent", integer(r->pages_resent)));
+	json_object_set_new(root, "bytes",
+		json_pack("{s:o, s:o}", "to_main", integer(r->bytes_to_main), "to_sub_hosts",
+			integer(r->bytes_to_sub_hosts)));
+	json_object_set_new(root, "sub_hosts", hosts);
+	json_object_set_new(root, "transport", json_string(r->transport));
+	json_object_set_new(root, "transport_reason", json_string(r->transport_reason));
+	json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+	putchar('\n');
+	fflush(stdout);
+}
+
+static void print_page_line(const char *what, uint64_t pages, uint64_t total)
+{
+	char size[32];
+
+	printf("  %-10s %10lu  %10s  %5.1f %%\n", what, pages,
+		smv_format_size(pages * 4096, size, sizeof(size)),
+		total ? 100.0 * (double)pages / (double)total : 0);
+}
+
+static void print_success(const struct smv_result *r)
+{
+	char a[32], b[32];
+
+	printf("Migration %s completed: the VM runs on the main host.\n", r->migration_id);
+	printf("  total %.1f s, downtime %.0f ms, %zu rounds, transport %s (%s)\n",
+		r->total_ms / 1000, r->downtime_ms, r->nr_rounds, r->transport,
+		r->transport_reason);
+	printf("  %-10s %10s  %10s  %7s\n", "pages", "number", "size", "share");
+	print_page_line("hot", r->pages_hot, r->pages_total);
+	print_page_line("cold", r->pages_cold, r->pages_total);
+	print_page_line("zero", r->pages_zero, r->pages_total);
+	print_page_line("resent", r->pages_resent, r->pages_total);
+	printf("  %s to the main host, %s to the sub-hosts:\n",
+		smv_format_size(r->bytes_to_main, a, sizeof(a)),
+		smv_format_size(r->bytes_to_sub_hosts, b, sizeof(b)));
+	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
+		printf("    %-40s %10s in %lu extents\n", r->sub_hosts[h].address,
+			smv_format_size(r->sub_hosts[h].bytes, a, sizeof(a)),
+			r->sub_hosts[h].extents);
+	printf("  The source's QEMU is stopped (%s): end it when you no longer need it.\n",
+		r->source_state);
+}
+
+void smv_result_print(const struct smv_result *r)
+{
+	if (r->outcome == SMV_COMPLETED) {
+		print_success(r);
+		return;
+	}
+	smv_error_print(&r->error);
+	fprintf(stderr, "  migration %s; the source is '%s', the destination '%s'\n",
+		outcome_name(r->outcome), r->source_state, r->destination_state);
+	if (r->outcome == SMV_DOUBTFUL)
+		fprintf(stderr,
+			"  DO NOT START THE SOURCE: the VM may be running on the main host.\n");
+}
+
+int smv_result_add_round(struct smv_result *result, struct smv_round round)
+{
+	struct smv_round *grown =
+		reallocarray(result->rounds, result->nr_rounds + 1, sizeof(*result->rounds));
+
+	if (!grown)
+		return -1;
+	result->rounds = grown;
+	result->rounds[result->nr_rounds++] = round;
+	return 0;
+}
+
+/* --- progress ----------------------------------------------------------------------------- */
+
+static char phase[120];
+static uint64_t drawn_ns;
+
+static bool on_terminal(void)
+{
+	return isatty(STDERR_FILENO);
+}
+
+void smv_progress_phase(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(phase, sizeof(phase), fmt, ap);
+	va_end(ap);
+	drawn_ns = 0;
+	if (on_terminal())
+		fprintf(stderr, "\r\033[K%s", phase);
+	else
+		smv_log_info("%s", phase);
+}
+
+void smv_progress_bar(uint64_t done, uint64_t total)
+{
+	uint64_t now = smv_now_ns();
+	char bar[BAR_WIDTH + 1];
+	int full;
+
+	if (!on_terminal() || total == 0 || now - drawn_ns < BAR_INTERVAL_NS)
+		return;
+	drawn_ns = now;
+	full = (int)(done * BAR_WIDTH / total);
+	memset(bar, '#', sizeof(bar));
+	memset(bar + full, '.', (size_t)(BAR_WIDTH - full));
+	bar[BAR_WIDTH] = '\0';
+	fprintf(stderr, "\r\033[K%s [%s] %3lu %%", phase, bar, done * 100 / total);
+}
+
+void smv_progress_end(void)
+{
+	if (on_terminal())
+		fprintf(stderr, "\r\033[K");
+}

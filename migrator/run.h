@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One split migration, from the checks to the verdict. */
+#ifndef SMV_MIGRATOR_RUN_H
+#define SMV_MIGRATOR_RUN_H
+
+#include "common/addr.h"
+#include "migrator/report.h"
+
+#include <stdbool.h>
+
+struct smv_run_options {
+	const char *qmp_path;
+	const char *shim_path;
+	struct smv_addr to;
+	const char *to_vm;
+	char **sub_hosts;
+	size_t nr_sub_hosts;
+	uint64_t budget_bytes;
+	const char *transport;
+	unsigned int max_rounds;
+	unsigned int max_downtime_ms;
+	bool stop_on_no_converge;
+	uint64_t bandwidth; /* bytes/s, 0: no limit */
+	unsigned int timeout_s;
+	bool insecure;
+};
+
+/**
+ * smv_run - migrate. Always fills @result; its outcome is the exit code.
+ *
+ * Phases: CHECK -> PREPARE -> SAMPLE -> ROUND 0 -> ROUND n -> SWITCH-OVER -> COMMIT. Up to the
+ * commit every error leads to the abort: the main host gives back what it leased, the source runs
+ * on as it was. From the request to commit on only the main host's verdict counts.
+ */
+void smv_run(const struct smv_run_options *options, struct smv_result *result);
+
+/** smv_run_cancel - make smv_run() abort; async-signal-safe. */
+void smv_run_cancel(void);
+
+#endif

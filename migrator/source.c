@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrator/source.h"
+
+#include "client/uffd.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "vmm/allow_list.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ZAP_CHUNK (256ull << 20)
+#define PROTECT_CHUNK (1ull << 30)
+
+static const char *const capabilities[] = {"events", "x-ignore-shared", "pause-before-switchover"};
+
+static int migration_status(struct smv_source *s, char *status, size_t len, struct smv_error *err)
+{
+	CLEANUP_JSON json_t *info = NULL;
+	const char *text;
+	int r = smv_qmp_execute(s->qmp, "query-migrate", NULL, &info, SMV_QMP_TIMEOUT_MS, err);
+
+	if (r < 0)
+		return r;
+	text = json_string_value(json_object_get(info, "status"));
+	snprintf(status, len, "%s", text ? text : "none");
+	return 0;
+}
+
+static bool is_idle(const char *status)
+{
+	return strcmp(status, "none") == 0 || strcmp(status, "completed") == 0 ||
+	       strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0;
+}
+
+static int check_running(struct smv_source *s, struct smv_error *err)
+{
+	char state[64], status[64];
+	int r;
+
+	if ((r = smv_qmp_run_state(s->qmp, state, sizeof(state), err)) < 0 ||
+		(r = migration_status(s, status, sizeof(status), err)) < 0)
+		return r;
+	if (strcmp(state, "running") != 0)
+		return smv_fail(err, SMV_REFUSED, "not-running",
+			"Let it run (QMP: cont) and try again.",
+			"the source VM does not run: its state is '%s'", state);
+	if (!is_idle(status))
+		return smv_fail(err, SMV_REFUSED, "migration-active",
+			"Wait for it or cancel it (QMP: migrate_cancel).",
+			"another migration of the source VM is under way: its status is '%s'",
+			status);
+	return 0;
+}
+
+int smv_source_open(
+	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
+{
+	int r;
+
+	memset(s, 0, sizeof(*s));
+	s->uffd = s->pagemap_fd = -1;
+	if ((r = smv_kernel_check(err)) < 0 || (r = smv_qmp_open(qmp_path, 0, &s->qmp, err)) < 0 ||
+		(r = smv_shim_open(shim_path, &s->shim, &s->pid, err)) < 0 ||
+		(r = check_running(s, err)) < 0 || (r = smv_allow_list_check(s->qmp, err)) < 0 ||
+		(r = smv_guest_ram_find(s->qmp, s->pid, &s->ram, err)) < 0)
+		return r;
+	s->pagemap_fd = smv_pagemap_open(s->pid);
+	if (s->pagemap_fd < 0)
+		return smv_fail(err, SMV_PERMISSION, "process",
+			"Run as the same user as QEMU, or root.",
+			"cannot open /proc/%d/pagemap: %s", (int)s->pid, strerror(-s->pagemap_fd));
+	return 0;
+}
+
+int smv_source_attach(struct smv_source *s, struct smv_error *err)
+{
+	bool fresh;
+	int r = smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err);
+
+	if (r < 0)
+		return r;
+	if (fresh)
+		r = smv_uffd_api(s->uffd, SMV_UFFD_TRACK);
+	s->registered = true;
+	for (unsigned int i = 0; i < s->ram.nr_blocks && r == 0; i++)
+		r = smv_uffd_register(s->uffd, s->ram.blocks[i].host_addr,
+			s->ram.blocks[i].size_bytes, UFFDIO_REGISTER_MODE_WP);
+	if (r < 0)
+		return smv_fail(err, SMV_REFUSED, "userfaultfd",
+			"Linux 6.7 or later is needed; no other program may use userfaultfd on it.",
+			"cannot track writes to the source's RAM: %s", strerror(-r));
+	return 0;
+}
+
+int smv_source_zap(struct smv_source *s, struct smv_error *err)
+{
+	for (unsigned int i = 0; i < s->ram.nr_blocks; i++) {
+		const struct smv_ram_block *b = &s->ram.blocks[i];
+
+		for (uint64_t off = 0; off < b->size_bytes; off += ZAP_CHUNK) {
+			uint64_t left = b->size_bytes - off;
+			struct smv_shim_range range = {
+				b->host_addr + off, left < ZAP_CHUNK ? left : ZAP_CHUNK};
+			int r = smv_shim_zap(s->shim, &range, 1);
+
+			if (r < 0)
+				return smv_fail(err, SMV_UNAVAILABLE, "shim", NULL,
+					"the source's QEMU does not answer: %s", strerror(-r));
+		}
+	}
+	return 0;
+}
+
+int smv_source_start_migration(struct smv_source *s, const char *uri, struct smv_error *err)
+{
+	json_t *event;
+	int r;
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
+		if ((r = smv_qmp_get_capability(s->qmp, capabilities[i], &s->caps[i], err)) < 0)
+			return r;
+	s->caps_saved = true;
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
+		if ((r = smv_qmp_set_capability(s->qmp, capabilities[i], true, err)) < 0)
+			return r;
+	while (smv_qmp_next_event(s->qmp, 0, &event) == 0)
+		json_decref(event); /* of an earlier time */
+	s->migrating = true;
+	return smv_qmp_execute(
+		s->qmp, "migrate", json_pack("{s:s}", "uri", uri), NULL, SMV_QMP_TIMEOUT_MS, err);
+}
+
+static int check_status(struct smv_source *s, const char *wanted, struct smv_error *err)
+{
+	CLEANUP_JSON json_t *info = NULL;
+	const char *status, *why;
+	int r = smv_qmp_execute(s->qmp, "query-migrate", NULL, &info, SMV_QMP_TIMEOUT_MS, err);
+
+	if (r < 0)
+		return r;
+	status = json_string_value(json_object_get(info, "status"));
+	if (!status)
+		return 0;
+	if (strcmp(status, wanted) == 0)
+		return 1;
+	if (is_idle(status) && strcmp(status, "none") != 0) {
+		why = json_string_value(json_object_get(info, "error-desc"));
+		return smv_fail(err, SMV_ABORTED, "qemu-migration", NULL,
+			"QEMU's transfer of the device state is '%s'%s%s", status, why ? ": " : "",
+			why ? why : "");
+	}
+	return 0;
+}
+
+int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned int timeout_ms,
+	uint64_t *stopped_ns, bool (*cancelled)(void), struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+
+	for (;;) {
+		CLEANUP_JSON json_t *event = NULL;
+		const char *name;
+		int r = check_status(s, wanted, err);
+
+		if (r != 0 && !(r > 0 && stopped_ns && !*stopped_ns))
+			return r < 0 ? r : 0;
+		if (cancelled())
+			return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
+		if (smv_now_ns() > end)
+			return smv_fail(err, SMV_TIMEOUT, "qemu-slow", "Raise --timeout.",
+				"the source's QEMU did not reach '%s' within %u ms", wanted,
+				timeout_ms);
+		if (smv_qmp_next_event(s->qmp, 20, &event) < 0)
+			continue; /* check_status() tells when QEMU is gone */
+		name = json_string_value(json_object_get(event, "event"));
+		if (name && stopped_ns && strcmp(name, "STOP") == 0 && !*stopped_ns)
+			*stopped_ns = smv_now_ns();
+	}
+}
+
+int smv_source_continue_migration(struct smv_source *s, struct smv_error *err)
+{
+	return smv_qmp_execute(s->qmp, "migrate-continue",
+		json_pack("{s:s}", "state", "pre-switchover"), NULL, SMV_QMP_TIMEOUT_MS, err);
+}
+
+int smv_source_resume(struct smv_source *s, struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + SMV_QMP_TIMEOUT_MS * SMV_NS_PER_MS;
+	char state[64], status[64];
+	int r;
+
+	if (s->migrating) {
+		if ((r = migration_status(s, status, sizeof(status), err)) < 0)
+			return r;
+		if (!is_idle(status))
+			smv_qmp_execute(
+				s->qmp, "migrate_cancel", NULL, NULL, SMV_QMP_TIMEOUT_MS, NULL);
+		while (!is_idle(status)) {
+			if (smv_now_ns() > end)
+				return smv_fail(err, SMV_TIMEOUT, "cancel", NULL,
+					"the source's QEMU does not end its migration: '%s'",
+					status);
+			smv_sleep_ms(2);
+			if ((r = migration_status(s, status, sizeof(status), err)) < 0)
+				return r;
+		}
+		s->migrating = false;
+	}
+	/* QEMU lets the VM run again by itself after a cancel, but not after a completed transfer.
+	 */
+	for (;;) {
+		if ((r = smv_qmp_run_state(s->qmp, state, sizeof(state), err)) < 0)
+			return r;
+		if (strcmp(state, "running") == 0)
+			return 0;
+		if (smv_now_ns() > end)
+			return smv_fail(err, SMV_TIMEOUT, "resume",
+				"Resume it by hand (QMP: cont).",
+				"the source VM does not run again: its state is '%s'", state);
+		if (strcmp(state, "finish-migrate") != 0)
+			smv_qmp_execute(s->qmp, "cont", NULL, NULL, SMV_QMP_TIMEOUT_MS, NULL);
+		smv_sleep_ms(2);
+	}
+}
+
+void smv_source_detach(struct smv_source *s)
+{
+	struct smv_error err;
+
+	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
+		if (smv_qmp_set_capability(s->qmp, capabilities[i], s->caps[i], &err) < 0)
+			smv_log_warning("cannot restore QEMU's migration capability %s: %s",
+				capabilities[i], err.message);
+	s->caps_saved = false;
+	for (unsigned int i = 0; s->registered && i < s->ram.nr_blocks; i++)
+		smv_uffd_unregister(
+			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
+	if (s->uffd >= 0) {
+		close(s->uffd);
+		smv_shim_close_uffd(s->shim);
+	}
+	s->registered = false;
+	s->uffd = -1;
+}
+
+void smv_source_close(struct smv_source *s)
+{
+	smv_guest_ram_release(&s->ram);
+	if (s->pagemap_fd >= 0)
+		close(s->pagemap_fd);
+	if (s->shim)
+		smv_shim_close(s->shim);
+	if (s->qmp)
+		smv_qmp_close(s->qmp);
+}
+
+const char *smv_source_state(struct smv_source *s, char *buf, size_t len)
+{
+	if (!s->qmp || smv_qmp_run_state(s->qmp, buf, len, NULL) < 0)
+		snprintf(buf, len, "%s", s->qmp ? "gone" : "unknown");
+	return buf;
+}

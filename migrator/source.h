@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The source: a running QEMU, started by smemv-run, whose memory is tracked from outside. Whatever
+ * is changed in it is changed back by smv_source_detach().
+ */
+#ifndef SMV_MIGRATOR_SOURCE_H
+#define SMV_MIGRATOR_SOURCE_H
+
+#include "common/error.h"
+#include "vmm/guest_ram.h"
+#include "vmm/qmp.h"
+#include "vmm/shim_client.h"
+
+#include <stdbool.h>
+
+#define SMV_QMP_TIMEOUT_MS 10000
+
+struct smv_source {
+	struct smv_qmp *qmp;
+	struct smv_shim *shim;
+	pid_t pid;
+	struct smv_guest_ram ram;
+	int uffd;
+	int pagemap_fd;
+	bool registered;
+	bool migrating; /* QEMU's "migrate" was issued */
+	/* Capabilities as they were. */
+	bool caps_saved;
+	bool caps[3];
+};
+
+/** smv_source_open - connect, and refuse what cannot be migrated; changes nothing in QEMU. */
+int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_source *source,
+	struct smv_error *err);
+
+/** smv_source_attach - get QEMU's userfaultfd and register its RAM for write tracking. */
+int smv_source_attach(struct smv_source *source, struct smv_error *err);
+
+/** smv_source_zap - drop all page-table entries of the RAM; the data stays. */
+int smv_source_zap(struct smv_source *source, struct smv_error *err);
+
+/** smv_source_start_migration - set the capabilities and let QEMU send its device state to @uri,
+ * stopping at pre-switchover. */
+int smv_source_start_migration(struct smv_source *source, const char *uri, struct smv_error *err);
+
+/** smv_source_wait_migration - wait until QEMU's migration reaches @status ("pre-switchover",
+ * "completed"). @stopped_ns gets when the VM was seen to stop, if it did.
+ * @cancelled: asked between waits; true ends the wait with SMV_CANCELLED. */
+int smv_source_wait_migration(struct smv_source *source, const char *status,
+	unsigned int timeout_ms, uint64_t *stopped_ns, bool (*cancelled)(void),
+	struct smv_error *err);
+
+/** smv_source_continue_migration - go on from pre-switchover. */
+int smv_source_continue_migration(struct smv_source *source, struct smv_error *err);
+
+/** smv_source_resume - cancel QEMU's migration, if any, and let the VM run again. */
+int smv_source_resume(struct smv_source *source, struct smv_error *err);
+
+/** smv_source_detach - restore the capabilities, stop tracking. Fine at any time after open. */
+void smv_source_detach(struct smv_source *source);
+void smv_source_close(struct smv_source *source);
+
+/** smv_source_state - QEMU's run state; "gone" when it does not answer. */
+const char *smv_source_state(struct smv_source *source, char *buf, size_t len);
+
+#endif
