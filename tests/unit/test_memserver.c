@@ -1,0 +1,941 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "memserver/extents.h"
+#include "memserver/service.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <smemv/v1/memserver.pb-c.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define EXTENT SMV_EXTENT_SIZE
+#define ARENA_EXTENTS 8
+#define BUFFER_SIZE 65536
+
+/* --- extents ------------------------------------------------------------------------------ */
+
+#define NR 200
+#define MAX_RUN 16
+
+struct grant {
+	struct smv_extent_run *runs;
+	size_t nr_runs;
+};
+
+/* The model: which grant owns each extent, 0 for none. Returns how many it marked. */
+static size_t mark_model(int *owner, const struct grant *g, int from, int to)
+{
+	size_t total = 0;
+
+	for (size_t i = 0; i < g->nr_runs; i++) {
+		cr_assert(g->runs[i].nr >= 1 && g->runs[i].nr <= MAX_RUN);
+		cr_assert_leq(g->runs[i].first + g->runs[i].nr, NR);
+		for (size_t k = 0; k < g->runs[i].nr; k++) {
+			cr_assert_eq(owner[g->runs[i].first + k], from);
+			owner[g->runs[i].first + k] = to;
+		}
+		total += g->runs[i].nr;
+	}
+	return total;
+}
+
+Test(extents, random_sequence_agrees_with_a_model)
+{
+	struct smv_extents *e = smv_extents_create(NR);
+	struct grant grants[40] = {0};
+	int owner[NR] = {0};
+	size_t nr_free = NR;
+
+	srandom(12345);
+	for (int step = 0; step < 20000; step++) {
+		int slot = (int)(random() % 40);
+		struct grant *g = &grants[slot];
+		size_t want = 1 + (size_t)(random() % 30);
+
+		if (g->runs) {
+			nr_free += mark_model(owner, g, slot + 1, 0);
+			smv_extents_free(e, g->runs, g->nr_runs);
+			free(smv_take(g->runs));
+		} else if (want > nr_free) {
+			cr_assert_eq(smv_extents_alloc(e, want, MAX_RUN, &g->runs, &g->nr_runs),
+				-ENOSPC);
+		} else {
+			/* However scattered the free extents are. */
+			cr_assert_eq(smv_extents_alloc(e, want, MAX_RUN, &g->runs, &g->nr_runs), 0);
+			cr_assert_eq(mark_model(owner, g, 0, slot + 1), want);
+			nr_free -= want;
+		}
+		cr_assert_eq(smv_extents_nr_free(e), nr_free);
+	}
+	for (int slot = 0; slot < 40; slot++) {
+		if (grants[slot].runs)
+			smv_extents_free(e, grants[slot].runs, grants[slot].nr_runs);
+		free(grants[slot].runs);
+	}
+	cr_assert_eq(smv_extents_nr_free(e), NR);
+	smv_extents_destroy(e);
+}
+
+Test(extents, uses_few_runs_and_keeps_large_ones_whole)
+{
+	struct smv_extents *e = smv_extents_create(20);
+	struct grant all, part;
+
+	cr_assert_eq(smv_extents_alloc(e, 20, 64, &all.runs, &all.nr_runs), 0);
+	cr_assert_eq(all.nr_runs, 1);
+	/* Free: 3 at 2, 8 at 6, 2 at 18. */
+	smv_extents_free(e, (struct smv_extent_run[]){{2, 3}, {6, 8}, {18, 2}}, 3);
+	cr_assert_eq(smv_extents_alloc(e, 2, 64, &part.runs, &part.nr_runs), 0);
+	cr_assert_eq(part.nr_runs, 1);
+	cr_assert_eq(part.runs[0].first, 18);
+	free(part.runs);
+	cr_assert_eq(smv_extents_alloc(e, 9, 64, &part.runs, &part.nr_runs), 0);
+	cr_assert_eq(part.nr_runs, 2);
+	cr_assert_eq(part.runs[0].nr + part.runs[1].nr, 9);
+	free(part.runs);
+	free(all.runs);
+	smv_extents_destroy(e);
+}
+
+Test(extents, splits_runs_at_the_largest_segment)
+{
+	struct smv_extents *e = smv_extents_create(20);
+	struct grant g;
+
+	cr_assert_eq(smv_extents_alloc(e, 20, 8, &g.runs, &g.nr_runs), 0);
+	cr_assert_eq(g.nr_runs, 3);
+	free(g.runs);
+	smv_extents_destroy(e);
+}
+
+/* --- arena -------------------------------------------------------------------------------- */
+
+static char dir[] = "/dev/shm/smemv-test-XXXXXX";
+
+static void make_dir(void)
+{
+	smv_log_set_level(SMV_LOG_ERROR);
+	cr_assert(mkdtemp(dir));
+}
+
+static void remove_dir(void)
+{
+	char command[200];
+
+	snprintf(command, sizeof(command), "rm -rf '%s'", dir);
+	cr_assert_eq(system(command), 0);
+}
+
+TestSuite(arena, .init = make_dir, .fini = remove_dir);
+
+static const char *in_dir(const char *name)
+{
+	static char path[200];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return path;
+}
+
+static bool is_zero(const void *mem, size_t len)
+{
+	const char *p = mem;
+
+	return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
+}
+
+Test(arena, checks_size_and_name)
+{
+	static const char *const bad_names[] = {"", "a/b", "a b", "\xc3\xa4",
+		"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"};
+	struct smv_error err;
+
+	cr_assert_eq(smv_arena_check_size(EXTENT, &err), 0);
+	cr_assert_eq(smv_arena_check_size(0, &err), -EINVAL);
+	cr_assert_eq(smv_arena_check_size(3 * SMV_MIB, &err), -EINVAL);
+	cr_assert(strstr(err.message, "3145728") && strstr(err.hint, "2M or 4M"), "%s %s",
+		err.message, err.hint);
+	cr_assert_eq(smv_arena_check_name("A-z.0_9", &err), 0);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad_names); i++)
+		cr_assert_eq(smv_arena_check_name(bad_names[i], &err), -EINVAL, "%s", bad_names[i]);
+}
+
+Test(arena, is_zero_allocated_and_removed_at_the_end)
+{
+	struct smv_arena *a;
+	struct stat st;
+
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_size(a), 2 * EXTENT);
+	cr_assert_eq(strlen(smv_arena_incarnation(a)), 32);
+	cr_assert_eq(stat(in_dir("s/arena"), &st), 0);
+	cr_assert_eq((uint64_t)st.st_blocks * 512, 2 * EXTENT);
+	cr_assert_eq(st.st_mode & 0777, 0600);
+	cr_assert(is_zero(smv_arena_base(a), 2 * EXTENT));
+	smv_arena_destroy(a);
+	cr_assert_neq(access(in_dir("s"), F_OK), 0);
+}
+
+Test(arena, keeps_a_directory_that_it_did_not_make)
+{
+	struct smv_arena *a;
+
+	cr_assert_eq(smv_arena_create("a", dir, EXTENT, &a, NULL), 0);
+	smv_arena_destroy(a);
+	cr_assert_eq(rmdir(dir), 0, "the directory is gone or not empty");
+	cr_assert_eq(mkdir(dir, 0700), 0);
+}
+
+Test(arena, refuses_more_than_there_is_with_numbers)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 1ull << 50, &a, &err), -ENOSPC);
+	cr_assert_str_eq(err.reason, "no-room");
+	cr_assert(strstr(err.message, "1125899906842624") && strstr(err.message, "available"), "%s",
+		err.message);
+	cr_assert_neq(access(in_dir("s"), F_OK), 0, "something was left behind");
+}
+
+Test(arena, refuses_a_second_daemon_with_the_pid_of_the_first)
+{
+	struct smv_arena *a, *b;
+	struct smv_error err = {0};
+	char pid[32];
+
+	snprintf(pid, sizeof(pid), "pid %ld", (long)getpid());
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &b, &err), -EBUSY);
+	cr_assert(strstr(err.message, pid), "%s", err.message);
+	cr_assert_eq(access(in_dir("s/arena"), F_OK), 0, "the loser removed the winner's arena");
+	smv_arena_destroy(a);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	smv_arena_destroy(a);
+}
+
+Test(arena, refuses_a_directory_on_a_disk)
+{
+	char path[] = "/var/tmp/smemv-test-XXXXXX";
+	struct smv_arena *a;
+	struct smv_error err = {0};
+	int rc;
+
+	cr_assert(mkdtemp(path));
+	rc = smv_arena_create("a", path, EXTENT, &a, &err);
+	cr_assert_eq(rmdir(path), 0);
+	if (rc == 0)
+		cr_skip_test("/var/tmp lies in memory here");
+	cr_assert_eq(rc, -EBUSY);
+	cr_assert_str_eq(err.reason, "not-in-memory");
+	cr_assert(strstr(err.message, path) && strstr(err.hint, "tmpfs"));
+}
+
+Test(arena, replaces_what_a_killed_daemon_left)
+{
+	CLEANUP_CLOSE int fd = -1;
+	struct smv_arena *a;
+	char dirt[4096];
+
+	memset(dirt, 0xa5, sizeof(dirt));
+	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
+	fd = open(in_dir("s/arena"), O_RDWR | O_CREAT, 0600);
+	cr_assert_eq(write(fd, dirt, sizeof(dirt)), (ssize_t)sizeof(dirt));
+	fd = (close(fd), open(in_dir("s/arena.new"), O_RDWR | O_CREAT, 0600));
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert(is_zero(smv_arena_base(a), EXTENT));
+	cr_assert_neq(access(in_dir("s/arena.new"), F_OK), 0);
+	smv_arena_destroy(a);
+}
+
+Test(arena, incarnations_differ)
+{
+	struct smv_arena *a;
+	char first[40];
+
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	snprintf(first, sizeof(first), "%s", smv_arena_incarnation(a));
+	smv_arena_destroy(a);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_str_neq(smv_arena_incarnation(a), first);
+	smv_arena_destroy(a);
+}
+
+/* --- leases ------------------------------------------------------------------------------- */
+
+/* A server with a tcp data listener, and a client's side with a buffer. */
+static struct {
+	struct smv_arena *arena;
+	struct smv_lease_table *table;
+	struct smv_data_plane *data;
+	const struct smv_transport *tcp;
+	struct smv_addr addr;
+	struct smv_domain *domain;
+	struct smv_region *region;
+	char *buffer;
+	uint64_t nonce;
+} w;
+
+struct client_lease {
+	struct smv_lease_info info;
+	uint8_t key[SMV_TICKET_KEY_SIZE];
+};
+
+static void start_world(void)
+{
+	struct smv_error err = {0};
+	struct smv_addr any;
+	size_t nr;
+
+	make_dir();
+	smv_log_set_level(SMV_LOG_ERROR);
+	cr_assert_eq(smv_addr_parse("tcp:127.0.0.1:0", true, &any, NULL), 0);
+	cr_assert_eq(smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, &w.arena, &err), 0,
+		"%s", err.message);
+	cr_assert_eq(smv_lease_table_create(w.arena, &w.table, &err), 0);
+	cr_assert_eq(smv_data_create(w.table, &w.data, &err), 0);
+	cr_assert_eq(smv_data_listen(w.data, &any, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_addr_parse(smv_data_addresses(w.data, &nr)[0], true, &w.addr, &err), 0);
+	cr_assert_eq(smv_data_find_transport(w.data, "tcp", &w.tcp, &err), 0);
+	cr_assert_eq(smv_domain_create(w.tcp, &w.domain), 0);
+	w.buffer = calloc(1, BUFFER_SIZE);
+	cr_assert_eq(smv_region_register(w.domain, w.buffer, BUFFER_SIZE, 0, &w.region), 0);
+	w.nonce = 1;
+}
+
+static void stop_world(void)
+{
+	smv_region_deregister(w.region);
+	smv_domain_destroy(w.domain);
+	free(w.buffer);
+	smv_lease_table_stop(w.table);
+	smv_data_destroy(w.data);
+	smv_lease_table_destroy(w.table);
+	smv_arena_destroy(w.arena);
+	remove_dir();
+}
+
+TestSuite(lease, .init = start_world, .fini = stop_world, .timeout = 30);
+
+static int create(struct client_lease *l, size_t nr_extents, uint32_t ttl_ms, struct smv_error *err)
+{
+	struct smv_lease_request r = {.owner = "host/vm",
+		.size_bytes = nr_extents * EXTENT,
+		.epoch = 1,
+		.ttl_ms = ttl_ms,
+		.transport = w.tcp};
+
+	return smv_lease_create(w.table, &r, &l->info, l->key, err);
+}
+
+static void must_create(struct client_lease *l, size_t nr_extents)
+{
+	struct smv_error err = {0};
+
+	cr_assert_eq(create(l, nr_extents, 0, &err), 0, "%s", err.message);
+}
+
+static void must_release(struct client_lease *l)
+{
+	cr_assert_eq(smv_lease_release(w.table, l->info.id, NULL), 0);
+	smv_lease_info_clear(&l->info);
+}
+
+static uint64_t free_extents(void)
+{
+	struct smv_lease_totals totals;
+
+	smv_lease_table_totals(w.table, &totals);
+	return totals.free_bytes / EXTENT;
+}
+
+static void wait_all_free(void)
+{
+	for (int i = 0; i < 1000 && free_extents() != ARENA_EXTENTS; i++)
+		smv_sleep_ms(5);
+	cr_assert_eq(free_extents(), ARENA_EXTENTS);
+}
+
+static int connect_with(const void *data, size_t len, struct smv_conn **conn)
+{
+	const struct smv_conn_options options = {.timeout_ms = 5000};
+
+	return smv_connect(w.domain, &w.addr, data, len, &options, conn, NULL);
+}
+
+static int connect_as(
+	const struct client_lease *l, uint32_t epoch, enum smv_role role, struct smv_conn **conn)
+{
+	struct smv_ticket ticket;
+
+	smv_ticket_make(l->key, l->info.id, epoch, role, w.nonce++, &ticket);
+	return connect_with(&ticket, sizeof(ticket), conn);
+}
+
+/* One request from start to end; 0 or why it failed. */
+static int transfer(struct smv_conn *conn, enum smv_op op, const struct smv_lease_segment *s,
+	uint64_t offset, uint32_t len)
+{
+	struct smv_sge sge = {w.buffer, len, w.region};
+	struct smv_request r = {.op = op,
+		.rkey = s->rkey,
+		.remote_addr = s->remote_addr + offset,
+		.sge = &sge,
+		.nr_sge = 1};
+	struct smv_completion done;
+	int n = smv_conn_post(conn, &r, 1);
+
+	if (n < 0)
+		return n;
+	while ((n = smv_conn_poll(conn, &done, 1)) == 0)
+		smv_conn_wait(conn, 1000);
+	return n < 0 ? n : done.status;
+}
+
+static char *memory_of(const struct smv_lease_segment *s)
+{
+	return (char *)smv_arena_base(w.arena) + s->arena_offset;
+}
+
+static void fill_remotely(const struct client_lease *l)
+{
+	struct smv_conn *conn;
+
+	cr_assert_eq(connect_as(l, 1, SMV_ROLE_WRITER, &conn), 0);
+	memset(w.buffer, 0x5a, BUFFER_SIZE);
+	for (size_t i = 0; i < l->info.nr_segments; i++)
+		for (uint64_t at = 0; at < l->info.segments[i].size_bytes; at += BUFFER_SIZE)
+			cr_assert_eq(
+				transfer(conn, SMV_OP_WRITE, &l->info.segments[i], at, BUFFER_SIZE),
+				0);
+	smv_conn_close(conn);
+	cr_assert_eq(*memory_of(&l->info.segments[0]), 0x5a);
+}
+
+/* Lease the whole arena and look. */
+static bool next_lease_is_zero(void)
+{
+	struct client_lease l;
+	bool zero = true;
+
+	wait_all_free();
+	must_create(&l, ARENA_EXTENTS);
+	for (size_t i = 0; i < l.info.nr_segments; i++)
+		zero = zero &&
+		       is_zero(memory_of(&l.info.segments[i]), l.info.segments[i].size_bytes);
+	must_release(&l);
+	return zero;
+}
+
+Test(lease, lives_from_provisional_to_held_to_gone)
+{
+	struct client_lease l;
+	struct smv_lease_info info;
+	struct smv_error err;
+
+	must_create(&l, 3);
+	cr_assert_eq(l.info.state, SMV_LEASE_PROVISIONAL);
+	cr_assert(l.info.expires_in_ms > 50000 && l.info.expires_in_ms <= 60000);
+	cr_assert_eq(l.info.size_bytes, 3 * EXTENT);
+	cr_assert_eq(l.info.nr_segments, 1);
+	cr_assert_eq(free_extents(), ARENA_EXTENTS - 3);
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(smv_lease_hold(w.table, l.info.id, &info, &err), 0);
+		cr_assert_eq(info.state, SMV_LEASE_HELD);
+		cr_assert_eq(info.expires_in_ms, 0);
+		smv_lease_info_clear(&info);
+	}
+	must_release(&l);
+	wait_all_free();
+	cr_assert_eq(smv_lease_get(w.table, l.info.id, &info, &err), -ENOENT);
+	cr_assert_eq(smv_lease_release(w.table, l.info.id, &err), -ENOENT);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, &err), -ENOENT);
+}
+
+Test(lease, expires_and_is_zeroed_unless_held_or_renewed)
+{
+	struct client_lease dies, held, renewed;
+
+	cr_assert_eq(create(&dies, 2, 300, NULL), 0);
+	cr_assert_eq(create(&held, 1, 300, NULL), 0);
+	cr_assert_eq(create(&renewed, 1, 300, NULL), 0);
+	cr_assert_eq(smv_lease_hold(w.table, held.info.id, NULL, NULL), 0);
+	fill_remotely(&dies);
+	for (int i = 0; i < 6; i++) {
+		smv_sleep_ms(100);
+		cr_assert_eq(smv_lease_renew(w.table, renewed.info.id, NULL, NULL), 0);
+	}
+	for (int i = 0; i < 400 && free_extents() != ARENA_EXTENTS - 2; i++)
+		smv_sleep_ms(5);
+	cr_assert_eq(free_extents(), ARENA_EXTENTS - 2);
+	cr_assert(is_zero(memory_of(&dies.info.segments[0]), 2 * EXTENT));
+	cr_assert_eq(smv_lease_get(w.table, dies.info.id, NULL, NULL), -ENOENT);
+	smv_lease_info_clear(&dies.info);
+	must_release(&held);
+	must_release(&renewed);
+}
+
+Test(lease, memory_is_zero_when_leased_again)
+{
+	struct client_lease l;
+
+	must_create(&l, ARENA_EXTENTS);
+	fill_remotely(&l);
+	must_release(&l);
+	cr_assert(next_lease_is_zero());
+}
+
+#ifdef SMEMV_FAULT_POINTS
+/* That the test above can fail. */
+Test(lease, a_skipped_zeroing_is_noticed)
+{
+	struct client_lease l;
+
+	setenv("SMEMV_FAULT", "memserver-zero:skip", 1);
+	must_create(&l, ARENA_EXTENTS);
+	fill_remotely(&l);
+	must_release(&l);
+	cr_assert_not(next_lease_is_zero());
+}
+
+Test(lease, memory_counts_as_free_only_when_zeroed)
+{
+	struct client_lease l, next;
+	struct smv_lease_totals totals;
+	struct smv_lease_info info;
+	struct smv_error err = {0};
+
+	setenv("SMEMV_FAULT", "memserver-zero:wait:1", 1);
+	setenv("SMEMV_FAULT_DIR", dir, 1);
+	must_create(&l, 5);
+	must_release(&l);
+	cr_assert_eq(smv_lease_get(w.table, l.info.id, &info, NULL), 0);
+	cr_assert_eq(info.state, SMV_LEASE_RELEASING);
+	smv_lease_info_clear(&info);
+	smv_lease_table_totals(w.table, &totals);
+	cr_assert_eq(totals.free_bytes, (ARENA_EXTENTS - 5) * EXTENT);
+	cr_assert_eq(totals.zeroing_bytes, 5 * EXTENT);
+	cr_assert_eq(create(&next, 4, 0, &err), -ENOSPC);
+	cr_assert(strstr(err.hint, "10485760 bytes are being zeroed"), "%s", err.hint);
+	/* Releasing again is no error, holding is. */
+	cr_assert_eq(smv_lease_release(w.table, l.info.id, NULL), 0);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, NULL), -EBUSY);
+	close(open(in_dir("memserver-zero.go"), O_CREAT | O_WRONLY, 0600));
+	wait_all_free();
+}
+#endif
+
+Test(lease, says_how_much_room_there_is)
+{
+	struct client_lease a, b;
+	struct smv_error err = {0};
+
+	must_create(&a, 5);
+	cr_assert_eq(create(&b, 4, 0, &err), -ENOSPC);
+	cr_assert_eq(err.code, SMV_NO_ROOM);
+	cr_assert_str_eq(err.reason, "no-room");
+	cr_assert(strstr(err.message, "8388608") && strstr(err.message, "6291456") &&
+			  strstr(err.message, "16777216"),
+		"%s", err.message);
+	cr_assert_eq(create(&b, 3, 0, &err), 0);
+	must_release(&a);
+	must_release(&b);
+}
+
+Test(lease, fragmentation_costs_segments_but_no_room)
+{
+	struct client_lease l[ARENA_EXTENTS], big;
+
+	for (int i = 0; i < ARENA_EXTENTS; i++)
+		must_create(&l[i], 1);
+	for (int i = 0; i < ARENA_EXTENTS; i += 2)
+		must_release(&l[i]);
+	for (int i = 0; i < 1000 && free_extents() != ARENA_EXTENTS / 2; i++)
+		smv_sleep_ms(5);
+	must_create(&big, ARENA_EXTENTS / 2);
+	cr_assert_eq(big.info.nr_segments, ARENA_EXTENTS / 2);
+	fill_remotely(&big);
+	must_release(&big);
+	for (int i = 1; i < ARENA_EXTENTS; i += 2) {
+		cr_assert(is_zero(memory_of(&l[i].info.segments[0]), EXTENT));
+		must_release(&l[i]);
+	}
+	wait_all_free();
+}
+
+Test(lease, refuses_requests_that_make_no_sense)
+{
+	static char long_owner[SMV_LEASE_OWNER_MAX + 2];
+	struct smv_lease_request good = {
+		.owner = "", .size_bytes = EXTENT, .epoch = 1, .transport = w.tcp};
+	struct smv_lease_request bad[5] = {good, good, good, good, good};
+	uint8_t key[SMV_TICKET_KEY_SIZE];
+
+	memset(long_owner, 'x', sizeof(long_owner) - 1);
+	bad[0].size_bytes = 0;
+	bad[1].size_bytes = EXTENT + 4096;
+	bad[2].epoch = 0;
+	bad[3].owner = long_owner;
+	bad[4].owner = "two\nlines";
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad); i++)
+		cr_assert_eq(
+			smv_lease_create(w.table, &bad[i], NULL, key, NULL), -EINVAL, "%zu", i);
+	cr_assert_eq(free_extents(), ARENA_EXTENTS);
+}
+
+Test(lease, refuses_bad_tickets)
+{
+	struct client_lease a, b, mixed;
+	struct smv_ticket t, tampered;
+	struct smv_conn *conn;
+	uint8_t key[SMV_TICKET_KEY_SIZE] = {0};
+
+	must_create(&a, 1);
+	must_create(&b, 1);
+	cr_assert_eq(connect_with(NULL, 0, &conn), -EACCES);
+	cr_assert_eq(connect_with("short", 5, &conn), -EACCES);
+
+	smv_ticket_make(key, a.info.id, 1, SMV_ROLE_WRITER, 1, &t);
+	cr_assert_eq(connect_with(&t, sizeof(t), &conn), -EACCES, "wrong key");
+
+	mixed = b;
+	mixed.info.id = a.info.id;
+	cr_assert_eq(connect_as(&mixed, 1, SMV_ROLE_WRITER, &conn), -EACCES, "another lease's key");
+	mixed.info.id = ~a.info.id;
+	cr_assert_eq(connect_as(&mixed, 1, SMV_ROLE_WRITER, &conn), -EACCES, "unknown lease");
+
+	smv_ticket_make(a.key, a.info.id, 1, SMV_ROLE_READER, 7, &t);
+	for (size_t i = 0; i < sizeof(t); i++) {
+		tampered = t;
+		((uint8_t *)&tampered)[i] ^= 1;
+		cr_assert_eq(
+			connect_with(&tampered, sizeof(t), &conn), -EACCES, "byte %zu changed", i);
+	}
+	/* None of those used up the real one's nonce. */
+	cr_assert_eq(connect_with(&t, sizeof(t), &conn), 0);
+	smv_conn_close(conn);
+	cr_assert_eq(connect_with(&t, sizeof(t), &conn), -EACCES, "replayed");
+
+	cr_assert_eq(connect_as(&a, 2, SMV_ROLE_WRITER, &conn), -EACCES, "epoch of the future");
+	must_release(&a);
+	cr_assert_eq(connect_as(&a, 1, SMV_ROLE_WRITER, &conn), -EACCES, "released");
+	must_release(&b);
+}
+
+Test(lease, a_connection_reaches_only_its_lease_and_as_its_role_may)
+{
+	struct client_lease a, b;
+	struct smv_conn *conn;
+
+	must_create(&a, 1);
+	must_create(&b, 1);
+	cr_assert_eq(connect_as(&a, 1, SMV_ROLE_WRITER, &conn), 0);
+	memset(w.buffer, 1, 4096);
+	cr_assert_eq(transfer(conn, SMV_OP_WRITE, &a.info.segments[0], 0, 4096), 0);
+	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &b.info.segments[0], 0, 4096), 0);
+	smv_conn_close(conn);
+	cr_assert_eq(connect_as(&a, 1, SMV_ROLE_READER, &conn), 0);
+	memset(w.buffer, 2, 4096);
+	cr_assert_eq(transfer(conn, SMV_OP_READ, &a.info.segments[0], 0, 4096), 0);
+	cr_assert_eq(w.buffer[0], 1);
+	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &a.info.segments[0], 0, 4096), 0);
+	smv_conn_close(conn);
+	cr_assert_eq(*memory_of(&b.info.segments[0]), 0);
+	cr_assert_eq(*memory_of(&a.info.segments[0]), 1);
+	must_release(&a);
+	must_release(&b);
+}
+
+struct writer {
+	pthread_t thread;
+	struct smv_conn *conn;
+	const struct smv_lease_segment *segment;
+	atomic_int nr_written;
+};
+
+static void *write_until_cut_off(void *arg)
+{
+	struct writer *wr = arg;
+	int rc = 0;
+
+	for (int i = 1; rc == 0; i++) {
+		memset(w.buffer, i, BUFFER_SIZE);
+		rc = transfer(wr->conn, SMV_OP_WRITE, wr->segment, 0, BUFFER_SIZE);
+		if (rc == 0)
+			atomic_fetch_add(&wr->nr_written, 1);
+	}
+	return NULL;
+}
+
+static void start_writer(struct writer *wr, const struct client_lease *l)
+{
+	cr_assert_eq(connect_as(l, 1, SMV_ROLE_WRITER, &wr->conn), 0);
+	wr->segment = &l->info.segments[0];
+	cr_assert_eq(pthread_create(&wr->thread, NULL, write_until_cut_off, wr), 0);
+	while (atomic_load(&wr->nr_written) < 50)
+		smv_sleep_ms(1);
+}
+
+static void join_writer(struct writer *wr)
+{
+	pthread_join(wr->thread, NULL);
+	smv_conn_close(wr->conn);
+}
+
+Test(lease, fenced_writers_cannot_write_any_more)
+{
+	struct client_lease l;
+	struct writer wr = {0};
+	struct smv_lease_info info;
+	struct smv_error err = {0};
+	struct smv_conn *conn;
+	char *memory, *marked = malloc(BUFFER_SIZE);
+
+	must_create(&l, 1);
+	memory = memory_of(&l.info.segments[0]);
+	start_writer(&wr, &l);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, &info, &err), 0, "%s", err.message);
+	/* Whatever the writer still has under way must not change this. */
+	memset(memory, 0xee, BUFFER_SIZE);
+	memset(marked, 0xee, BUFFER_SIZE);
+	join_writer(&wr);
+	smv_sleep_ms(20);
+	cr_assert_eq(memcmp(memory, marked, BUFFER_SIZE), 0, "an old writer wrote");
+	cr_assert_eq(info.epoch, 2);
+	cr_assert_eq(info.nr_connections, 0);
+	smv_lease_info_clear(&info);
+	free(marked);
+
+	cr_assert_eq(connect_as(&l, 1, SMV_ROLE_WRITER, &conn), -EACCES);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 1, NULL, &err), -EBUSY);
+	/* The one who took over does not know the nonces that were used. */
+	w.nonce = 1;
+	cr_assert_eq(connect_as(&l, 2, SMV_ROLE_WRITER, &conn), 0);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, &info, &err), 0);
+	cr_assert_eq(info.nr_connections, 1, "fencing again ends no connection of the new epoch");
+	smv_lease_info_clear(&info);
+	cr_assert_eq(transfer(conn, SMV_OP_READ, &l.info.segments[0], 0, 4096), 0);
+	smv_conn_close(conn);
+	must_release(&l);
+}
+
+Test(lease, release_cuts_off_writers_before_zeroing)
+{
+	struct client_lease l;
+	struct writer wr = {0};
+	struct smv_conn *idle;
+
+	must_create(&l, 4);
+	cr_assert_eq(connect_as(&l, 1, SMV_ROLE_READER, &idle), 0);
+	start_writer(&wr, &l);
+	cr_assert_eq(smv_lease_release(w.table, l.info.id, NULL), 0);
+	join_writer(&wr);
+	cr_assert(next_lease_is_zero(), "or the idle connection has not ended");
+	smv_conn_close(idle);
+	smv_lease_info_clear(&l.info);
+}
+
+Test(lease, counts_bytes_beyond_the_end_of_a_lease)
+{
+	struct client_lease l;
+	struct smv_lease_totals totals;
+	struct smv_conn *conn;
+
+	must_create(&l, 1);
+	cr_assert_eq(connect_as(&l, 1, SMV_ROLE_WRITER, &conn), 0);
+	cr_assert_eq(transfer(conn, SMV_OP_WRITE, &l.info.segments[0], 0, 8192), 0);
+	cr_assert_eq(transfer(conn, SMV_OP_READ, &l.info.segments[0], 0, 4096), 0);
+	smv_conn_close(conn);
+	must_release(&l);
+	wait_all_free();
+	smv_lease_table_totals(w.table, &totals);
+	cr_assert_eq(totals.bytes_received, 8192);
+	cr_assert_eq(totals.bytes_sent, 4096);
+	cr_assert(totals.bytes_counted);
+	cr_assert_eq(totals.nr_leases, 0);
+}
+
+Test(lease, tables_end_with_leases_and_connections_open)
+{
+	struct client_lease l;
+	struct smv_conn *conn;
+
+	must_create(&l, 2);
+	cr_assert_eq(connect_as(&l, 1, SMV_ROLE_WRITER, &conn), 0);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, NULL), 0);
+	smv_lease_info_clear(&l.info);
+	smv_lease_table_stop(w.table);
+	smv_data_destroy(smv_take(w.data));
+	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &(struct smv_lease_segment){0}, 0, 4096), 0);
+	smv_conn_close(conn);
+}
+
+Test(lease, data_address_must_name_a_host)
+{
+	static const char *const bad[] = {"tcp:0.0.0.0:0", "[::]:0", "0:0", "[0::0]:0"};
+	struct smv_error err = {0};
+	struct smv_addr addr;
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad); i++) {
+		cr_assert_eq(smv_addr_parse(bad[i], true, &addr, NULL), 0);
+		cr_assert_eq(smv_data_listen(w.data, &addr, &err), -EINVAL, "%s", bad[i]);
+		cr_assert_str_eq(err.reason, "wildcard-address");
+	}
+}
+
+/* --- service ------------------------------------------------------------------------------ */
+
+static struct smv_rpc_server *server;
+static struct smv_rpc_client *client;
+static struct smv_mem_server mem_server;
+
+static void start_service(void)
+{
+	struct smv_addr addr = {.is_unix = true}, bound;
+	struct smv_error err = {0};
+
+	start_world();
+	smv_rpc_init();
+	snprintf(addr.host, sizeof(addr.host), "%s", in_dir("control.sock"));
+	mem_server = (struct smv_mem_server){.name = "t",
+		.arena = w.arena,
+		.table = w.table,
+		.data = w.data,
+		.started_ns = smv_now_ns()};
+	cr_assert_eq(smv_rpc_server_create(2, &server), 0);
+	cr_assert_eq(smv_mem_server_add(server, &mem_server), 0);
+	cr_assert_eq(smv_rpc_server_listen(server, &addr, &bound, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_rpc_server_start(server), 0);
+	cr_assert_eq(smv_rpc_client_create(&addr, &client), 0);
+}
+
+static void stop_service(void)
+{
+	smv_rpc_client_destroy(client);
+	smv_rpc_server_destroy(server, 1000);
+	smv_rpc_shutdown();
+	stop_world();
+}
+
+TestSuite(service, .init = start_service, .fini = stop_service, .timeout = 30);
+
+static int call(const char *method, const void *request, void *response, struct smv_error *err)
+{
+	return smv_rpc_client_call(client, &smemv__v1__mem_server__descriptor, method, request,
+		response, 5000, false, err);
+}
+
+Test(service, a_lease_by_rpc_opens_the_data_plane)
+{
+	Smemv__V1__CreateLeaseRequest create_request = SMEMV__V1__CREATE_LEASE_REQUEST__INIT;
+	Smemv__V1__HoldLeaseRequest hold = SMEMV__V1__HOLD_LEASE_REQUEST__INIT;
+	Smemv__V1__FenceLeaseRequest fence = SMEMV__V1__FENCE_LEASE_REQUEST__INIT;
+	Smemv__V1__ReleaseLeaseRequest release = SMEMV__V1__RELEASE_LEASE_REQUEST__INIT;
+	Smemv__V1__ListLeasesRequest list_request = SMEMV__V1__LIST_LEASES_REQUEST__INIT;
+	Smemv__V1__CreateLeaseResponse *created;
+	Smemv__V1__ListLeasesResponse *list;
+	Smemv__V1__Lease *lease;
+	ProtobufCMessage *answer;
+	struct client_lease l = {0};
+	struct smv_lease_segment segment;
+	struct smv_error err = {0};
+	struct smv_conn *conn;
+
+	create_request.owner = "main1/vm1";
+	create_request.size_bytes = 3 * EXTENT;
+	create_request.epoch = 4;
+	create_request.transport = "tcp";
+	cr_assert_eq(call("CreateLease", &create_request, &created, &err), 0, "%s", err.message);
+	cr_assert_eq(created->ticket_key.len, SMV_TICKET_KEY_SIZE);
+	cr_assert_str_eq(created->incarnation, smv_arena_incarnation(w.arena));
+	cr_assert_eq(created->lease->state, SMEMV__V1__LEASE_STATE__LEASE_STATE_PROVISIONAL);
+	cr_assert_str_eq(created->lease->owner, "main1/vm1");
+	cr_assert_eq(created->lease->n_segments, 1);
+	l.info.id = strtoull(created->lease->id, NULL, 16);
+	memcpy(l.key, created->ticket_key.data, SMV_TICKET_KEY_SIZE);
+	segment.rkey = created->lease->segments[0]->rkey;
+	segment.remote_addr = created->lease->segments[0]->remote_addr;
+	cr_assert_eq(connect_as(&l, 4, SMV_ROLE_WRITER, &conn), 0);
+	cr_assert_eq(transfer(conn, SMV_OP_WRITE, &segment, 3 * EXTENT - 4096, 4096), 0);
+
+	cr_assert_eq(call("ListLeases", &list_request, &list, &err), 0);
+	cr_assert_eq(list->n_leases, 1);
+	cr_assert_eq(list->leases[0]->nr_connections, 1);
+	cr_assert_eq(list->leases[0]->n_segments, 1);
+	smv_rpc_message_free(&list->base);
+
+	hold.id = fence.id = release.id = created->lease->id;
+	cr_assert_eq(call("HoldLease", &hold, &lease, &err), 0);
+	cr_assert_eq(lease->state, SMEMV__V1__LEASE_STATE__LEASE_STATE_HELD);
+	smv_rpc_message_free(&lease->base);
+	fence.epoch = 5;
+	cr_assert_eq(call("FenceLease", &fence, &lease, &err), 0);
+	cr_assert_eq(lease->epoch, 5);
+	smv_rpc_message_free(&lease->base);
+	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &segment, 0, 4096), 0);
+	smv_conn_close(conn);
+
+	cr_assert_eq(call("ReleaseLease", &release, &answer, &err), 0);
+	smv_rpc_message_free(answer);
+	wait_all_free();
+	cr_assert_eq(call("ReleaseLease", &release, &answer, &err), -ENOENT);
+	cr_assert_eq(err.code, SMV_NOT_FOUND);
+	smv_rpc_message_free(&created->base);
+}
+
+Test(service, tells_what_it_is)
+{
+	Smemv__V1__GetServerInfoRequest request = SMEMV__V1__GET_SERVER_INFO_REQUEST__INIT;
+	Smemv__V1__ServerInfo *info;
+	struct smv_error err = {0};
+	char text[SMV_ADDR_MAX];
+
+	cr_assert_eq(call("GetServerInfo", &request, &info, &err), 0, "%s", err.message);
+	cr_assert_str_eq(info->name, "t");
+	cr_assert_eq(info->capacity_bytes, ARENA_EXTENTS * EXTENT);
+	cr_assert_eq(info->free_bytes, ARENA_EXTENTS * EXTENT);
+	cr_assert_eq(info->extent_bytes, EXTENT);
+	cr_assert_eq(info->n_data_addresses, 1);
+	cr_assert_str_eq(info->data_addresses[0], smv_addr_format(&w.addr, text, sizeof(text)));
+	cr_assert_neq(w.addr.port, 0);
+	smv_rpc_message_free(&info->base);
+}
+
+Test(service, refuses_bad_fields)
+{
+	static const char *const bad_ids[] = {"", "1", "00000000000000000", "000000000000000g",
+		"0x00000000000000", "ABCDEF0000000000"};
+	Smemv__V1__CreateLeaseRequest request = SMEMV__V1__CREATE_LEASE_REQUEST__INIT;
+	Smemv__V1__GetLeaseRequest get = SMEMV__V1__GET_LEASE_REQUEST__INIT;
+	ProtobufCMessage *answer;
+	struct smv_error err = {0};
+
+	request.owner = "o";
+	request.size_bytes = EXTENT;
+	request.epoch = 1;
+	request.transport = "pigeon";
+	cr_assert_eq(call("CreateLease", &request, &answer, &err), -EINVAL);
+	cr_assert(strstr(err.message, "pigeon") && strstr(err.hint, "tcp:127.0.0.1:"), "%s",
+		err.hint);
+	request.transport = "tcp";
+	request.size_bytes = 1;
+	cr_assert_eq(call("CreateLease", &request, &answer, &err), -EINVAL);
+	cr_assert_str_eq(err.reason, "bad-size");
+	request.size_bytes = 1ull << 62;
+	cr_assert_eq(call("CreateLease", &request, &answer, &err), -ENOSPC);
+	cr_assert_str_eq(err.reason, "no-room");
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad_ids); i++) {
+		get.id = (char *)bad_ids[i];
+		cr_assert_eq(call("GetLease", &get, &answer, &err), -EINVAL, "%s", bad_ids[i]);
+	}
+	get.id = "0123456789abcdef";
+	cr_assert_eq(call("GetLease", &get, &answer, &err), -ENOENT);
+}

@@ -1,0 +1,1105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common/clock.h"
+#include "common/log.h"
+#include "transport/filter.h"
+#include "transport/tcp_wire.h"
+#include "transport/ticket.h"
+#include "transport/transport.h"
+
+#include <arpa/inet.h>
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SERVER_SIZE (8u << 20)
+#define CLIENT_SIZE (8u << 20)
+#define PAGE 4096u
+
+/* A server with one region, and what its callbacks saw. */
+struct server {
+	const struct smv_transport *t;
+	struct smv_domain *domain;
+	struct smv_region *region;
+	struct smv_region_info info;
+	struct smv_listener *listener;
+	struct smv_addr addr;
+	unsigned char *mem;
+	unsigned int access;
+	atomic_int refuse, nr_connected, nr_disconnected, nr_notified;
+	_Atomic uint32_t last_imm;
+	_Atomic(struct smv_conn *) conn;
+	unsigned char seen; /* mem[0] when the last notification came */
+};
+
+struct client {
+	struct smv_domain *domain;
+	struct smv_region *region;
+	unsigned char *mem;
+	struct smv_conn *conn;
+};
+
+static int on_connect(void *ctx, struct smv_conn *conn, const void *data, size_t len,
+	struct smv_domain **domain, unsigned int *access, void **conn_ctx)
+{
+	struct server *s = ctx;
+
+	if (s->refuse || len != 6 || memcmp(data, "ticket", 6) != 0)
+		return -EACCES;
+	*domain = s->domain;
+	*access = s->access;
+	*conn_ctx = s;
+	s->conn = conn;
+	s->nr_connected++;
+	return 0;
+}
+
+static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t imm)
+{
+	struct server *s = conn_ctx;
+
+	s->seen = s->mem[0];
+	s->last_imm = imm;
+	s->nr_notified++;
+	smv_conn_notify(conn, imm + 1);
+}
+
+static void on_disconnected(void *ctx, void *conn_ctx, struct smv_conn *conn)
+{
+	struct server *s = conn_ctx;
+
+	s->nr_disconnected++;
+}
+
+static void server_start(struct server *s, const char *transport)
+{
+	const struct smv_listener_handler handler = {s, on_connect, on_notify, on_disconnected};
+	bool tcp = strcmp(transport, "tcp") == 0;
+	struct smv_error err = {0};
+
+	smv_log_set_level(SMV_LOG_ERROR); /* refused accesses are on purpose here */
+	memset(s, 0, sizeof(*s));
+	s->t = smv_transport_find(transport);
+	s->access = SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE;
+	s->mem = calloc(1, SERVER_SIZE);
+	cr_assert_eq(smv_domain_create(s->t, &s->domain), 0);
+	cr_assert_eq(smv_region_register(s->domain, s->mem, SERVER_SIZE,
+			     SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE, &s->region),
+		0);
+	smv_region_info(s->region, &s->info);
+	cr_assert_eq(smv_addr_parse(tcp ? "tcp:127.0.0.1:0" : "mem:test", true, &s->addr, NULL), 0);
+	cr_assert_eq(smv_listen(s->t, &s->addr, &handler, &s->listener, &s->addr, &err), 0, "%s",
+		err.message);
+}
+
+static void server_stop(struct server *s)
+{
+	if (s->listener)
+		smv_listener_close(s->listener);
+	cr_assert_eq(s->nr_connected, s->nr_disconnected);
+	if (s->region)
+		smv_region_deregister(s->region);
+	if (s->domain)
+		smv_domain_destroy(s->domain);
+	free(s->mem);
+}
+
+static int try_connect(struct client *c, const struct smv_transport *t, const struct smv_addr *addr,
+	unsigned int depth, unsigned int timeout_ms, struct smv_error *err)
+{
+	const struct smv_conn_options options = {depth, timeout_ms};
+
+	c->mem = calloc(1, CLIENT_SIZE);
+	cr_assert_eq(smv_domain_create(t, &c->domain), 0);
+	cr_assert_eq(smv_region_register(c->domain, c->mem, CLIENT_SIZE, 0, &c->region), 0);
+	c->conn = NULL;
+	return smv_connect(c->domain, addr, "ticket", 6, &options, &c->conn, err);
+}
+
+static void client_start(struct client *c, const struct server *s)
+{
+	struct smv_error err = {0};
+
+	cr_assert_eq(try_connect(c, s->t, &s->addr, 0, 0, &err), 0, "%s", err.message);
+}
+
+static void client_stop(struct client *c)
+{
+	if (c->conn)
+		smv_conn_close(c->conn);
+	smv_region_deregister(c->region);
+	smv_domain_destroy(c->domain);
+	free(c->mem);
+}
+
+/* Wait for @n completions; returns the status of the last. Statuses go to @all unless NULL. */
+static int reap(struct smv_conn *conn, unsigned int n, int *all)
+{
+	uint64_t until = smv_now_ns() + 20 * SMV_NS_PER_S;
+	struct smv_completion c[64];
+	int status = 0;
+
+	for (unsigned int done = 0; done < n;) {
+		int got = smv_conn_poll(conn, c, n - done < 64 ? n - done : 64);
+
+		cr_assert_geq(got, 0, "%u of %u", done, n);
+		cr_assert_lt(smv_now_ns(), until, "%u of %u completions", done, n);
+		for (int i = 0; i < got; i++) {
+			status = c[i].status;
+			if (all)
+				all[done + i] = status;
+		}
+		done += got;
+		if (!got)
+			cr_assert_geq(smv_conn_wait(conn, 1000), 0);
+	}
+	return status;
+}
+
+static int one(
+	struct client *c, enum smv_op op, uint64_t rkey, uint64_t addr, size_t off, uint32_t len)
+{
+	const struct smv_sge sge = {c->mem + off, len, c->region};
+	const struct smv_request r = {op, 7, rkey, addr, &sge, 1};
+	int n = smv_conn_post(c->conn, &r, 1);
+
+	return n == 1 ? reap(c->conn, 1, NULL) : n;
+}
+
+#define wait_until(cond)                                                                           \
+	do {                                                                                       \
+		uint64_t until_ = smv_now_ns() + 10 * SMV_NS_PER_S;                                \
+		while (!(cond)) {                                                                  \
+			cr_assert_lt(smv_now_ns(), until_, "%s", #cond);                           \
+			smv_sleep_ms(1);                                                           \
+		}                                                                                  \
+	} while (0)
+
+static void fill_random(unsigned char *p, size_t len, unsigned int seed)
+{
+	for (size_t i = 0; i < len; i += sizeof(int)) {
+		int v = rand_r(&seed);
+
+		memcpy(p + i, &v, sizeof(v));
+	}
+}
+
+static uint32_t next_notification(struct smv_conn *conn)
+{
+	uint64_t until = smv_now_ns() + 10 * SMV_NS_PER_S;
+	uint32_t imm = 0;
+
+	while (!smv_conn_next_notification(conn, &imm)) {
+		cr_assert_lt(smv_now_ns(), until);
+		cr_assert_eq(smv_conn_poll(conn, NULL, 0), 0);
+		smv_conn_wait(conn, 1000);
+	}
+	return imm;
+}
+
+static char names[2][8] = {"tcp", "mem"};
+
+#define BOTH(name)                                                                                 \
+	ParameterizedTestParameters(transport, name)                                               \
+	{                                                                                          \
+		return cr_make_param_array(char[8], names, 2);                                     \
+	}                                                                                          \
+	ParameterizedTest(char name_[8], transport, name)
+
+#define SETUP()                                                                                    \
+	struct server s;                                                                           \
+	struct client c;                                                                           \
+	server_start(&s, name_);                                                                   \
+	client_start(&c, &s)
+
+#define TEARDOWN()                                                                                 \
+	client_stop(&c);                                                                           \
+	server_stop(&s)
+
+BOTH(moves_what_it_is_told)
+{
+	static const uint32_t sizes[] = {1, 31, 4096, 65536, 1000003, SMV_REQUEST_MAX};
+	struct smv_conn_stats stats;
+	uint64_t sum = 0;
+
+	SETUP();
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		uint32_t n = sizes[i];
+
+		fill_random(c.mem, n, n);
+		cr_assert_eq(one(&c, SMV_OP_WRITE, s.info.rkey, s.info.remote_addr + 5, 0, n), 0);
+		cr_assert_eq(memcmp(s.mem + 5, c.mem, n), 0, "%u", n);
+		fill_random(s.mem + 9, n, n + 1);
+		cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr + 9, 3, n), 0);
+		cr_assert_eq(memcmp(s.mem + 9, c.mem + 3, n), 0, "%u", n);
+		sum += n;
+	}
+	smv_conn_stats(c.conn, &stats);
+	cr_assert_eq(stats.bytes_read, sum);
+	cr_assert_eq(stats.bytes_written, sum);
+	TEARDOWN();
+}
+
+BOTH(scatters_and_gathers)
+{
+	struct smv_sge sge[2][SMV_SGE_MAX];
+	struct smv_request r[2];
+	int statuses[2];
+
+	SETUP();
+	fill_random(c.mem, CLIENT_SIZE / 2, 1);
+	/* Pages of the first half in reverse order out, into the second half back. */
+	for (unsigned int i = 0; i < SMV_SGE_MAX; i++) {
+		sge[0][i] = (struct smv_sge){c.mem + (SMV_SGE_MAX - 1 - i) * PAGE, PAGE, c.region};
+		sge[1][i] = (struct smv_sge){
+			c.mem + CLIENT_SIZE / 2 + (SMV_SGE_MAX - 1 - i) * PAGE, PAGE, c.region};
+	}
+	r[0] = (struct smv_request){
+		SMV_OP_WRITE, 1, s.info.rkey, s.info.remote_addr, sge[0], SMV_SGE_MAX};
+	r[1] = (struct smv_request){
+		SMV_OP_READ, 2, s.info.rkey, s.info.remote_addr, sge[1], SMV_SGE_MAX};
+	cr_assert_eq(smv_conn_post(c.conn, r, 2), 2);
+	reap(c.conn, 2, statuses);
+	cr_assert(statuses[0] == 0 && statuses[1] == 0);
+	cr_assert_eq(memcmp(s.mem, sge[0][0].addr, PAGE), 0);
+	cr_assert_eq(memcmp(c.mem, c.mem + CLIENT_SIZE / 2, SMV_SGE_MAX * PAGE), 0);
+	TEARDOWN();
+}
+
+/* A random mix on one connection behaves as if executed one by one. */
+BOTH(takes_effect_in_order)
+{
+	unsigned int seed = 3;
+	unsigned char model[64];
+
+	SETUP();
+	memset(model, 0, sizeof(model));
+	for (int round = 0; round < 200; round++) {
+		struct smv_sge sge[32];
+		struct smv_request r[32];
+		unsigned char expected[32];
+
+		for (unsigned int i = 0; i < 32; i++) {
+			bool write = rand_r(&seed) % 2;
+			unsigned int page = rand_r(&seed) % 4;
+			unsigned char *mem = c.mem + i * 65536;
+			uint32_t len = rand_r(&seed) % 2 ? PAGE : 65536;
+
+			if (write) {
+				memset(mem, rand_r(&seed), len);
+				model[page] = *mem;
+			}
+			expected[i] = model[page];
+			sge[i] = (struct smv_sge){mem, len, c.region};
+			r[i] = (struct smv_request){write ? SMV_OP_WRITE : SMV_OP_READ, i,
+				s.info.rkey, s.info.remote_addr + page * 65536, &sge[i], 1};
+		}
+		cr_assert_eq(smv_conn_post(c.conn, r, 32), 32);
+		if (round % 8 == 0)
+			smv_conn_notify(c.conn, round); /* its answer lands between others */
+		cr_assert_eq(reap(c.conn, 32, NULL), 0);
+		for (unsigned int i = 0; i < 32; i++)
+			cr_assert_eq(c.mem[i * 65536], expected[i], "round %d, %u", round, i);
+	}
+	TEARDOWN();
+}
+
+BOTH(gives_a_short_count_at_full_depth)
+{
+	struct smv_sge sge[20];
+	struct smv_request r[20];
+	struct smv_error err;
+	struct server s;
+	struct client c;
+
+	server_start(&s, name_);
+	cr_assert_eq(try_connect(&c, s.t, &s.addr, 8, 0, &err), 0);
+	for (unsigned int i = 0; i < 20; i++) {
+		sge[i] = (struct smv_sge){c.mem + i * PAGE, PAGE, c.region};
+		r[i] = (struct smv_request){
+			SMV_OP_READ, i, s.info.rkey, s.info.remote_addr, &sge[i], 1};
+	}
+	for (int round = 0; round < 100; round++) {
+		cr_assert_eq(smv_conn_post(c.conn, r, 20), 8);
+		cr_assert_eq(smv_conn_in_flight(c.conn), 8);
+		cr_assert_eq(smv_conn_post(c.conn, r, 1), 0);
+		cr_assert_eq(reap(c.conn, 3, NULL), 0);
+		cr_assert_eq(smv_conn_post(c.conn, r, 20), 3);
+		cr_assert_eq(reap(c.conn, 8, NULL), 0);
+		cr_assert_eq(smv_conn_in_flight(c.conn), 0);
+	}
+	TEARDOWN();
+}
+
+BOTH(refuses_malformed_requests)
+{
+	struct smv_sge sge[2];
+	struct smv_request r = {.op = SMV_OP_READ, .sge = sge, .nr_sge = 1};
+	char elsewhere[8];
+
+	SETUP();
+	r.rkey = s.info.rkey;
+	sge[0] = (struct smv_sge){elsewhere, sizeof(elsewhere), c.region};
+	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	sge[0] = (struct smv_sge){c.mem + CLIENT_SIZE - 1, 2, c.region};
+	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	sge[0] = (struct smv_sge){c.mem, 8, s.region};
+	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	sge[0] = (struct smv_sge){c.mem, SMV_REQUEST_MAX + 1, c.region};
+	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	r.nr_sge = 0;
+	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, 8), 0);
+	TEARDOWN();
+}
+
+BOTH(notifies_behind_writes)
+{
+	SETUP();
+	for (uint32_t i = 1; i <= 50; i++) {
+		const struct smv_sge sge = {c.mem, 300000, c.region};
+		const struct smv_request r = {
+			SMV_OP_WRITE, i, s.info.rkey, s.info.remote_addr, &sge, 1};
+
+		memset(c.mem, (int)i, 300000);
+		cr_assert_eq(smv_conn_post(c.conn, &r, 1), 1);
+		cr_assert_eq(smv_conn_notify(c.conn, i * 10), 0);
+		cr_assert_eq(reap(c.conn, 1, NULL), 0);
+		cr_assert_eq(next_notification(c.conn), i * 10 + 1);
+		cr_assert_eq(s.seen, i);
+	}
+	cr_assert_eq(s.nr_notified, 50);
+	TEARDOWN();
+}
+
+struct notifier {
+	struct server *s;
+	atomic_bool stop;
+	uint32_t sent;
+};
+
+static void *notify_main(void *arg)
+{
+	struct notifier *n = arg;
+
+	while (!n->stop) {
+		if (smv_conn_notify(n->s->conn, n->sent) == 0)
+			n->sent++;
+		usleep(50);
+	}
+	return NULL;
+}
+
+/* Notifications from another thread in the middle of reads spoil neither. */
+BOTH(mixes_notifications_into_reads)
+{
+	struct notifier n = {0};
+	uint32_t expected = 0, imm;
+	pthread_t thread;
+
+	SETUP();
+	fill_random(s.mem, SERVER_SIZE, 5);
+	n.s = &s;
+	pthread_create(&thread, NULL, notify_main, &n);
+	for (unsigned int round = 0; round < 300; round++) {
+		struct smv_sge sge[16];
+		struct smv_request r[16];
+
+		for (unsigned int i = 0; i < 16; i++) {
+			uint32_t len = 100 + (round * 37 + i * 4001) % 70000;
+
+			sge[i] = (struct smv_sge){c.mem + i * 80000, len, c.region};
+			r[i] = (struct smv_request){SMV_OP_READ, i, s.info.rkey,
+				s.info.remote_addr + round * 13 + i * 80000, &sge[i], 1};
+		}
+		cr_assert_eq(smv_conn_post(c.conn, r, 16), 16);
+		cr_assert_eq(reap(c.conn, 16, NULL), 0);
+		for (unsigned int i = 0; i < 16; i++)
+			cr_assert_eq(
+				memcmp(sge[i].addr, s.mem + round * 13 + i * 80000, sge[i].len), 0,
+				"round %u, %u", round, i);
+		while (smv_conn_next_notification(c.conn, &imm))
+			cr_assert_eq(imm, expected++);
+	}
+	n.stop = true;
+	pthread_join(thread, NULL);
+	while (expected < n.sent)
+		cr_assert_eq(next_notification(c.conn), expected++);
+	cr_assert_gt(expected, 10);
+	TEARDOWN();
+}
+
+/* Each offence ends the offender's connection, and only that. */
+BOTH(refuses_foreign_accesses)
+{
+	struct client other;
+	struct smv_domain *foreign;
+	struct smv_region *foreign_region, *read_only, *gone;
+	struct smv_region_info foreign_info, read_only_info, gone_info;
+
+	SETUP();
+	client_start(&other, &s);
+	cr_assert_eq(smv_domain_create(s.t, &foreign), 0);
+	cr_assert_eq(smv_region_register(foreign, s.mem, SERVER_SIZE,
+			     SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE, &foreign_region),
+		0);
+	smv_region_info(foreign_region, &foreign_info);
+	smv_region_register(s.domain, s.mem, PAGE, SMV_ACCESS_REMOTE_READ, &read_only);
+	smv_region_info(read_only, &read_only_info);
+	smv_region_register(s.domain, s.mem, PAGE, SMV_ACCESS_REMOTE_READ, &gone);
+	smv_region_info(gone, &gone_info);
+	smv_region_deregister(gone);
+	const struct {
+		enum smv_op op;
+		uint64_t rkey, addr;
+	} offences[] = {
+		{SMV_OP_READ, s.info.rkey + 1, s.info.remote_addr},
+		{SMV_OP_READ, 0, 0},
+		{SMV_OP_READ, foreign_info.rkey, foreign_info.remote_addr},
+		{SMV_OP_READ, gone_info.rkey, gone_info.remote_addr},
+		{SMV_OP_WRITE, read_only_info.rkey, read_only_info.remote_addr},
+		{SMV_OP_READ, s.info.rkey, s.info.remote_addr + SERVER_SIZE - PAGE + 1},
+		{SMV_OP_WRITE, s.info.rkey, s.info.remote_addr + SERVER_SIZE},
+		{SMV_OP_WRITE, s.info.rkey, s.info.remote_addr + UINT64_MAX - PAGE + 1},
+		{SMV_OP_READ, s.info.rkey, s.info.remote_addr + UINT64_MAX},
+	};
+	memset(c.mem, 0xff, PAGE);
+	for (size_t i = 0; i < sizeof(offences) / sizeof(offences[0]); i++) {
+		int before = s.nr_disconnected;
+
+		cr_assert_eq(one(&c, offences[i].op, offences[i].rkey, offences[i].addr, 0, PAGE),
+			-EACCES, "%zu", i);
+		cr_assert_eq(smv_conn_post(c.conn, &(struct smv_request){0}, 1), -ENOTCONN);
+		cr_assert_eq(smv_conn_poll(c.conn, &(struct smv_completion){0}, 1), -ENOTCONN);
+		wait_until(s.nr_disconnected == before + 1);
+		cr_assert_eq(one(&other, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, PAGE), 0);
+		client_stop(&c);
+		client_start(&c, &s);
+		memset(c.mem, 0xff, PAGE);
+	}
+	for (size_t i = 0; i < SERVER_SIZE; i++)
+		cr_assert_eq(s.mem[i], 0, "byte %zu was written", i);
+	smv_region_deregister(read_only);
+	smv_region_deregister(foreign_region);
+	smv_domain_destroy(foreign);
+	client_stop(&other);
+	TEARDOWN();
+}
+
+BOTH(refuses_writes_of_a_reader)
+{
+	struct server s;
+	struct client c;
+
+	server_start(&s, name_);
+	s.access = SMV_ACCESS_REMOTE_READ;
+	client_start(&c, &s);
+	c.mem[0] = 1;
+	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 1, 8), 0);
+	/* Large, so that most of its payload is under way when the server refuses it. */
+	cr_assert_eq(one(&c, SMV_OP_WRITE, s.info.rkey, s.info.remote_addr, 0, SMV_REQUEST_MAX),
+		-EACCES);
+	cr_assert_eq(s.mem[0], 0);
+	TEARDOWN();
+}
+
+BOTH(refuses_a_ticket)
+{
+	struct smv_error err = {0};
+	struct server s;
+	struct client c;
+
+	server_start(&s, name_);
+	s.refuse = 1;
+	cr_assert_eq(try_connect(&c, s.t, &s.addr, 0, 0, &err), -EACCES);
+	cr_assert(strstr(err.message, "refused"), "%s", err.message);
+	cr_assert_eq(s.nr_disconnected, 0);
+	TEARDOWN();
+}
+
+BOTH(counts_payload)
+{
+	struct smv_domain_stats stats;
+
+	SETUP();
+	cr_assert_eq(one(&c, SMV_OP_WRITE, s.info.rkey, s.info.remote_addr, 0, 10000), 0);
+	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, 300), 0);
+	/* The last read is counted after it was sent: let the connection end. */
+	smv_conn_close(c.conn);
+	c.conn = NULL;
+	wait_until(s.nr_disconnected == 1);
+	smv_domain_stats(s.domain, &stats);
+	cr_assert(stats.counted);
+	cr_assert_eq(stats.bytes_received, 10000);
+	cr_assert_eq(stats.bytes_sent, 300);
+	TEARDOWN();
+}
+
+static void *deregister_later(void *arg)
+{
+	struct server *s = arg;
+
+	smv_sleep_ms(30);
+	smv_region_deregister(s->region);
+	memset(s->mem, 0xaa, SERVER_SIZE); /* nobody else may touch it now */
+	s->region = NULL;
+	return NULL;
+}
+
+BOTH(deregisters_under_fire)
+{
+	struct smv_completion done[64];
+	struct smv_request r[64];
+	struct smv_sge sge[64];
+	uint32_t next = 0;
+	pthread_t thread;
+	int bad = 0, n;
+
+	SETUP();
+	pthread_create(&thread, NULL, deregister_later, &s);
+	do {
+		for (unsigned int i = 0; i < 64; i++) {
+			uint32_t at = (next + i) % 128 * 65536; /* no two in flight share memory */
+
+			sge[i] = (struct smv_sge){c.mem + at, 65536, c.region};
+			r[i] = (struct smv_request){i % 2 ? SMV_OP_READ : SMV_OP_WRITE, i,
+				s.info.rkey, s.info.remote_addr + at, &sge[i], 1};
+		}
+		n = smv_conn_post(c.conn, r, 64);
+		next += n > 0 ? n : 0;
+		n = smv_conn_poll(c.conn, done, 64);
+		for (int i = 0; i < n; i++)
+			bad += done[i].status == -EACCES;
+	} while (n != -ENOTCONN);
+	cr_assert_eq(bad, 1);
+	pthread_join(thread, NULL);
+	for (size_t i = 0; i < SERVER_SIZE; i++)
+		cr_assert_eq(s.mem[i], 0xaa, "byte %zu was written after the deregistration", i);
+	TEARDOWN();
+}
+
+/* Every request completes exactly once when the server goes, whichever way it goes. */
+static void expect_reset(struct client *c, unsigned int posted)
+{
+	unsigned int seen[64] = {0}, completed = 0;
+	struct smv_completion done[64];
+	int n;
+
+	while ((n = smv_conn_poll(c->conn, done, 64)) != -ENOTCONN) {
+		for (int i = 0; i < n; i++) {
+			seen[done[i].cookie]++;
+			completed++;
+			cr_assert(done[i].status == 0 || done[i].status == -ECONNRESET ||
+				  done[i].status == -ECANCELED);
+		}
+		if (n == 0)
+			smv_conn_wait(c->conn, 1000);
+	}
+	cr_assert_eq(completed, posted);
+	for (unsigned int i = 0; i < posted; i++)
+		cr_assert_eq(seen[i], 1);
+	cr_assert_eq(smv_conn_in_flight(c->conn), 0);
+	cr_assert_eq(smv_conn_notify(c->conn, 1), -ENOTCONN);
+}
+
+static unsigned int post_many(struct client *c, const struct smv_region_info *info)
+{
+	struct smv_sge sge[40];
+	struct smv_request r[40];
+
+	for (unsigned int i = 0; i < 40; i++) {
+		sge[i] = (struct smv_sge){c->mem + i * 131072, 131072, c->region};
+		r[i] = (struct smv_request){i % 2 ? SMV_OP_READ : SMV_OP_WRITE, i, info->rkey,
+			info->remote_addr, &sge[i], 1};
+	}
+	return (unsigned int)smv_conn_post(c->conn, r, 40);
+}
+
+BOTH(closes_the_listener_with_requests_in_flight)
+{
+	unsigned int posted;
+
+	SETUP();
+	posted = post_many(&c, &s.info);
+	smv_listener_close(s.listener);
+	s.listener = NULL;
+	cr_assert_eq(s.nr_disconnected, 1);
+	expect_reset(&c, posted);
+	TEARDOWN();
+}
+
+BOTH(destroys_the_domain_with_requests_in_flight)
+{
+	unsigned int posted;
+
+	SETUP();
+	posted = post_many(&c, &s.info);
+	smv_domain_destroy(s.domain);
+	memset(s.mem, 0, SERVER_SIZE);
+	s.domain = NULL;
+	s.region = NULL;
+	expect_reset(&c, posted);
+	TEARDOWN();
+}
+
+BOTH(closes_a_server_connection_from_outside)
+{
+	unsigned int posted;
+
+	SETUP();
+	posted = post_many(&c, &s.info);
+	smv_conn_close(s.conn);
+	wait_until(s.nr_disconnected == 1);
+	expect_reset(&c, posted);
+	TEARDOWN();
+}
+
+BOTH(delays_by_a_filter)
+{
+	struct smv_conn *slow;
+	uint64_t start;
+
+	SETUP();
+	cr_assert_eq(smv_conn_filter_delay(c.conn, 20 * SMV_NS_PER_MS, &slow), 0);
+	c.conn = slow;
+	for (int i = 0; i < 3; i++) {
+		start = smv_now_ns();
+		cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, PAGE), 0);
+		cr_assert_geq(smv_now_ns() - start, 20 * SMV_NS_PER_MS);
+		cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S);
+	}
+	cr_assert_eq(smv_conn_in_flight(c.conn), 0);
+	TEARDOWN();
+}
+
+BOTH(injects_errors_by_a_filter)
+{
+	int statuses[12];
+	struct smv_request r[12];
+	struct smv_sge sge[12];
+	struct smv_conn *outer;
+
+	SETUP();
+	cr_assert_eq(smv_conn_filter_error(c.conn, 5, EIO, &outer), 0);
+	c.conn = outer;
+	cr_assert_eq(smv_conn_filter_delay(c.conn, SMV_NS_PER_MS, &outer), 0);
+	c.conn = outer;
+	for (unsigned int i = 0; i < 12; i++) {
+		sge[i] = (struct smv_sge){c.mem + i * PAGE, PAGE, c.region};
+		r[i] = (struct smv_request){
+			SMV_OP_READ, i, s.info.rkey, s.info.remote_addr, &sge[i], 1};
+	}
+	cr_assert_eq(smv_conn_post(c.conn, r, 12), 12);
+	reap(c.conn, 12, statuses);
+	for (int i = 0; i < 12; i++)
+		cr_assert_eq(statuses[i], i < 4 ? 0 : i == 4 ? -EIO : -ECANCELED, "%d", i);
+	cr_assert_eq(smv_conn_poll(c.conn, &(struct smv_completion){0}, 1), -ENOTCONN);
+	cr_assert_eq(smv_conn_post(c.conn, r, 1), -ENOTCONN);
+	TEARDOWN();
+}
+
+/* --- tcp only: peers that misbehave on the wire --------------------------------------------- */
+
+static int raw_connect(const struct smv_addr *addr)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(addr->port)};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	inet_pton(AF_INET, addr->host, &in.sin_addr);
+	cr_assert_eq(connect(fd, (struct sockaddr *)&in, sizeof(in)), 0);
+	/* Else a second small send waits for the delayed acknowledgement of the first, 40 ms. */
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+	return fd;
+}
+
+static int raw_listen(struct smv_addr *addr)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	socklen_t len = sizeof(in);
+
+	cr_assert_eq(bind(fd, (struct sockaddr *)&in, sizeof(in)), 0);
+	cr_assert_eq(listen(fd, 8), 0);
+	getsockname(fd, (struct sockaddr *)&in, &len);
+	memset(addr, 0, sizeof(*addr));
+	strcpy(addr->transport, "tcp");
+	strcpy(addr->host, "127.0.0.1");
+	addr->port = ntohs(in.sin_port);
+	return fd;
+}
+
+static bool closed_within(int fd, int ms)
+{
+	struct pollfd pfd = {fd, POLLIN, 0};
+	char buf[256];
+
+	while (poll(&pfd, 1, ms) == 1)
+		if (recv(fd, buf, sizeof(buf), 0) <= 0)
+			return true;
+	return false;
+}
+
+static int raw_login(const struct smv_addr *addr)
+{
+	struct smv_tcp_hello hello = {SMV_TCP_VERSION, 6, "ticket"};
+	uint8_t out[SMV_TCP_HELLO_SIZE], in[SMV_TCP_WELCOME_SIZE];
+	struct smv_tcp_welcome welcome;
+	int fd = raw_connect(addr);
+
+	smv_tcp_put_hello(out, &hello);
+	cr_assert_eq(send(fd, out, sizeof(out), 0), sizeof(out));
+	cr_assert_eq(recv(fd, in, sizeof(in), MSG_WAITALL), sizeof(in));
+	cr_assert_eq(smv_tcp_parse_welcome(in, &welcome), 0);
+	cr_assert_eq(welcome.status, SMV_TCP_OK);
+	return fd;
+}
+
+static void raw_request(int fd, uint32_t op, uint32_t len, uint64_t rkey)
+{
+	const struct smv_tcp_request r = {op, len, rkey, 0, 0};
+	uint8_t out[SMV_TCP_REQUEST_SIZE];
+
+	smv_tcp_put_request(out, &r);
+	cr_assert_eq(send(fd, out, sizeof(out), MSG_NOSIGNAL), sizeof(out));
+}
+
+Test(tcp, survives_garbage)
+{
+	static const struct {
+		uint32_t op, len;
+	} bad[] = {{0, 1}, {4, 1}, {UINT32_MAX, 1}, {SMV_TCP_READ, 0}, {SMV_TCP_WRITE, 0},
+		{SMV_TCP_READ, SMV_REQUEST_MAX + 1}, {SMV_TCP_WRITE, UINT32_MAX}};
+	char name_[] = "tcp";
+	unsigned char junk[200];
+	int fd;
+
+	SETUP();
+	for (unsigned int i = 0; i < 20; i++) {
+		fill_random(junk, sizeof(junk), i);
+		fd = raw_connect(&s.addr);
+		send(fd, junk, sizeof(junk), MSG_NOSIGNAL);
+		cr_assert(closed_within(fd, 2000));
+		close(fd);
+	}
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		fd = raw_login(&s.addr);
+		raw_request(fd, bad[i].op, bad[i].len, s.info.rkey);
+		cr_assert(closed_within(fd, 2000), "%zu", i);
+		close(fd);
+	}
+	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, PAGE), 0);
+	TEARDOWN();
+}
+
+Test(tcp, says_its_version)
+{
+	struct smv_tcp_hello hello = {SMV_TCP_VERSION + 1, 6, "ticket"};
+	uint8_t out[SMV_TCP_HELLO_SIZE], in[SMV_TCP_WELCOME_SIZE];
+	struct smv_tcp_welcome welcome;
+	struct server s;
+	int fd;
+
+	server_start(&s, "tcp");
+	fd = raw_connect(&s.addr);
+	smv_tcp_put_hello(out, &hello);
+	send(fd, out, sizeof(out), 0);
+	cr_assert_eq(recv(fd, in, sizeof(in), MSG_WAITALL), sizeof(in));
+	cr_assert_eq(smv_tcp_parse_welcome(in, &welcome), 0);
+	cr_assert_eq(welcome.status, SMV_TCP_VERSION_MISMATCH);
+	close(fd);
+	server_stop(&s);
+}
+
+static void *answer_main(void *arg)
+{
+	static const char *const texts[] = {"HTTP/1.1 400 Bad Request\r\n", NULL};
+	uint8_t out[SMV_TCP_WELCOME_SIZE];
+	int listener = *(int *)arg;
+
+	smv_tcp_put_welcome(out, &(struct smv_tcp_welcome){9, SMV_TCP_VERSION_MISMATCH});
+	for (int i = 0; i < 2; i++) {
+		int fd = accept(listener, NULL, NULL);
+		char hello[SMV_TCP_HELLO_SIZE];
+
+		recv(fd, hello, sizeof(hello), MSG_WAITALL);
+		send(fd, texts[i] ? (const void *)texts[i] : out, sizeof(out), 0);
+		close(fd);
+	}
+	return NULL;
+}
+
+Test(tcp, says_what_the_other_side_is)
+{
+	const struct smv_transport *t = smv_transport_find("tcp");
+	struct smv_error err = {0};
+	struct smv_addr addr;
+	struct client c;
+	pthread_t thread;
+	int fd = raw_listen(&addr);
+
+	pthread_create(&thread, NULL, answer_main, &fd);
+	cr_assert_lt(try_connect(&c, t, &addr, 0, 0, &err), 0);
+	cr_assert_str_eq(err.reason, "not-smemv");
+	client_stop(&c);
+	cr_assert_lt(try_connect(&c, t, &addr, 0, 0, &err), 0);
+	cr_assert_str_eq(err.reason, "version-mismatch");
+	client_stop(&c);
+	pthread_join(thread, NULL);
+	close(fd);
+	cr_assert_lt(try_connect(&c, t, &addr, 0, 0, &err), 0);
+	cr_assert_str_eq(err.reason, "connect-failed");
+	client_stop(&c);
+}
+
+Test(tcp, gives_up_on_a_silent_listener)
+{
+	struct smv_error err = {0};
+	struct smv_addr addr;
+	struct client c;
+	int fd = raw_listen(&addr);
+	uint64_t start = smv_now_ns();
+
+	cr_assert_eq(try_connect(&c, smv_transport_find("tcp"), &addr, 0, 200, &err), -ETIMEDOUT);
+	cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S);
+	client_stop(&c);
+	close(fd);
+}
+
+/* A server in another process, so that it can be stopped and killed. */
+static pid_t fork_server(struct smv_addr *addr, struct smv_region_info *info)
+{
+	int pipe_fd[2];
+	pid_t pid;
+
+	cr_assert_eq(pipe(pipe_fd), 0);
+	pid = fork();
+	if (pid == 0) {
+		static struct server s;
+
+		server_start(&s, "tcp");
+		if (write(pipe_fd[1], &s.addr, sizeof(s.addr)) < 0 ||
+			write(pipe_fd[1], &s.info, sizeof(s.info)) < 0)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	cr_assert_eq(read(pipe_fd[0], addr, sizeof(*addr)), sizeof(*addr));
+	cr_assert_eq(read(pipe_fd[0], info, sizeof(*info)), sizeof(*info));
+	close(pipe_fd[0]);
+	close(pipe_fd[1]);
+	return pid;
+}
+
+Test(tcp, ends_in_a_timeout_when_the_peer_hangs)
+{
+	struct smv_region_info info;
+	struct smv_error err = {0};
+	struct smv_addr addr;
+	struct client c;
+	pid_t pid = fork_server(&addr, &info);
+	int statuses[40];
+	uint64_t start;
+
+	cr_assert_eq(try_connect(&c, smv_transport_find("tcp"), &addr, 0, 300, &err), 0);
+	cr_assert_eq(one(&c, SMV_OP_READ, info.rkey, info.remote_addr, 0, PAGE), 0);
+	kill(pid, SIGSTOP);
+	start = smv_now_ns();
+	cr_assert_eq(post_many(&c, &info), 40);
+	reap(c.conn, 40, statuses);
+	cr_assert_geq(smv_now_ns() - start, 300 * SMV_NS_PER_MS);
+	cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S);
+	cr_assert_eq(statuses[0], -ETIMEDOUT);
+	for (int i = 1; i < 40; i++)
+		cr_assert_eq(statuses[i], -ECANCELED);
+	client_stop(&c);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+Test(tcp, completes_all_when_the_peer_is_killed)
+{
+	struct smv_region_info info;
+	struct smv_error err = {0};
+	struct smv_addr addr;
+	struct client c;
+	pid_t pid = fork_server(&addr, &info);
+	unsigned int posted;
+
+	cr_assert_eq(try_connect(&c, smv_transport_find("tcp"), &addr, 0, 0, &err), 0);
+	posted = post_many(&c, &info);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	expect_reset(&c, posted);
+	client_stop(&c);
+}
+
+/* Clients that stop in the middle of a payload, of a header, or that take no answers. */
+static int stall(const struct server *s, int kind)
+{
+	char some[1000] = {0};
+	int fd = raw_login(&s->addr);
+
+	if (kind == 0) {
+		raw_request(fd, SMV_TCP_WRITE, 1u << 20, s->info.rkey);
+		cr_assert_eq(send(fd, some, sizeof(some), 0), sizeof(some));
+	} else if (kind == 1) {
+		cr_assert_eq(send(fd, some, 7, 0), 7);
+	} else {
+		for (int i = 0; i < 20; i++)
+			raw_request(fd, SMV_TCP_READ, SMV_REQUEST_MAX, s->info.rkey);
+	}
+	smv_sleep_ms(30); /* until the server is in the middle of it */
+	return fd;
+}
+
+Test(tcp, does_not_wait_for_stalled_clients)
+{
+	static const char late[100000];
+
+	for (int what = 0; what < 3; what++) {
+		for (int kind = 0; kind < 3; kind++) {
+			struct server s;
+			uint64_t start;
+			int fd;
+
+			server_start(&s, "tcp");
+			fd = stall(&s, kind);
+			start = smv_now_ns();
+			if (what == 0) {
+				smv_region_deregister(s.region);
+				s.region = NULL;
+			} else if (what == 1) {
+				smv_domain_destroy(s.domain);
+				s.domain = NULL;
+				s.region = NULL;
+			}
+			memset(s.mem, 1, SERVER_SIZE);
+			if (what < 2) {
+				/* The rest of the payload comes too late. */
+				send(fd, late, sizeof(late), MSG_NOSIGNAL);
+				smv_sleep_ms(10);
+				for (size_t i = 0; i < sizeof(late) + 1000; i++)
+					cr_assert_eq(s.mem[i], 1, "%d %d: written", what, kind);
+			}
+			server_stop(&s);
+			cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S, "%d %d", what, kind);
+			close(fd);
+		}
+	}
+}
+
+Test(tcp, notify_does_not_wait_for_a_client_that_takes_nothing)
+{
+	struct server s;
+	uint64_t start;
+	int fd;
+
+	server_start(&s, "tcp");
+	fd = stall(&s, 2);
+	start = smv_now_ns();
+	cr_assert_eq(smv_conn_notify(s.conn, 1), -EAGAIN);
+	cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S);
+	server_stop(&s);
+	close(fd);
+}
+
+Test(tcp, speaks_ipv6)
+{
+	const struct smv_listener_handler handler = {0};
+	struct smv_listener *l;
+	struct smv_error err = {0};
+	struct smv_addr addr, bound;
+	char text[SMV_ADDR_MAX];
+
+	smv_addr_parse("tcp:[::1]:0", true, &addr, NULL);
+	if (smv_listen(smv_transport_find("tcp"), &addr, &handler, &l, &bound, &err) < 0)
+		cr_skip_test("no IPv6 here");
+	cr_assert_neq(bound.port, 0);
+	cr_assert_eq(strncmp(smv_addr_format(&bound, text, sizeof(text)), "tcp:[::1]:", 10), 0);
+	cr_assert_lt(smv_listen(smv_transport_find("tcp"), &bound, &handler, &l, NULL, &err), 0);
+	cr_assert(strstr(err.message, text), "%s", err.message);
+	smv_listener_close(l);
+}
+
+/* --- choosing, tickets ---------------------------------------------------------------------- */
+
+Test(choose, says_which_and_why)
+{
+	static const char *const offers[] = {"verbs:h:1", "tcp:h:2", "nonsense"};
+	const struct smv_transport *t;
+	struct smv_error err = {0};
+	char reason[200];
+	size_t index;
+
+	cr_assert_eq(
+		smv_transport_choose("auto", offers, 3, &t, &index, reason, sizeof(reason), &err),
+		0);
+	cr_assert_str_eq(smv_transport_name(t), "tcp");
+	cr_assert_eq(index, 1);
+	cr_assert_str_eq(reason, "tcp: this build has no verbs transport");
+	cr_assert_eq(
+		smv_transport_choose("tcp", offers, 3, &t, &index, reason, sizeof(reason), &err),
+		0);
+	cr_assert_str_eq(reason, "tcp: asked for");
+	cr_assert_lt(
+		smv_transport_choose("tcp", offers, 1, &t, &index, reason, sizeof(reason), &err),
+		0);
+	cr_assert(strstr(err.message, "verbs:h:1"), "%s", err.message);
+	cr_assert_lt(
+		smv_transport_choose("verbs", offers, 3, &t, &index, reason, sizeof(reason), &err),
+		0);
+	cr_assert_str_eq(err.reason, "transport-not-built-in");
+	cr_assert_lt(
+		smv_transport_choose("auto", offers, 0, &t, &index, reason, sizeof(reason), &err),
+		0);
+}
+
+Test(ticket, opens_only_with_its_key)
+{
+	uint8_t key[SMV_TICKET_KEY_SIZE] = {1, 2, 3}, other[SMV_TICKET_KEY_SIZE] = {1, 2, 4};
+	struct smv_ticket ticket, fields;
+
+	cr_assert_leq(sizeof(ticket), SMV_PRIVATE_DATA_MAX);
+	smv_ticket_make(key, 0x1122334455667788, 7, SMV_ROLE_WRITER, 9, &ticket);
+	cr_assert_eq(smv_ticket_check(key, &ticket), 0);
+	cr_assert_eq(smv_ticket_check(other, &ticket), -EACCES);
+	cr_assert_eq(smv_ticket_parse(&ticket, sizeof(ticket), &fields), 0);
+	cr_assert_eq(fields.lease_id, 0x1122334455667788);
+	cr_assert(fields.epoch == 7 && fields.role == SMV_ROLE_WRITER && fields.nonce == 9);
+	cr_assert_eq(smv_ticket_parse(&ticket, sizeof(ticket) - 1, &fields), -EINVAL);
+	for (size_t i = 0; i < sizeof(ticket); i++) {
+		((uint8_t *)&ticket)[i] ^= 1;
+		cr_assert_eq(smv_ticket_check(key, &ticket), -EACCES, "byte %zu", i);
+		((uint8_t *)&ticket)[i] ^= 1;
+	}
+	smv_ticket_make(key, 1, 1, (enum smv_role)3, 1, &ticket);
+	cr_assert_eq(smv_ticket_parse(&ticket, sizeof(ticket), &fields), -EINVAL);
+}
+
+Test(ticket, is_used_once)
+{
+	struct smv_nonce_window w = {0};
+
+	cr_assert_eq(smv_nonce_use(&w, 0), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 1), 0);
+	cr_assert_eq(smv_nonce_use(&w, 1), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 64), 0);
+	cr_assert_eq(smv_nonce_use(&w, 2), 0);
+	cr_assert_eq(smv_nonce_use(&w, 2), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 1), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 1000), 0);
+	cr_assert_eq(smv_nonce_use(&w, 64), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 936), -EACCES);
+	cr_assert_eq(smv_nonce_use(&w, 937), 0);
+	cr_assert_eq(smv_nonce_use(&w, UINT64_MAX), 0);
+	cr_assert_eq(smv_nonce_use(&w, UINT64_MAX), -EACCES);
+}

@@ -1,0 +1,1051 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "vmm/allow_list.h"
+#include "vmm/guest_ram.h"
+#include "vmm/maps.h"
+#include "vmm/qmp.h"
+#include "vmm/ram_list.h"
+#include "vmm/runtime.h"
+#include "vmm/shim_client.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#define QEMU "qemu-system-x86_64 -accel tcg -S -display none "
+#define FILE_RAM                                                                                   \
+	"-m 64M -object memory-backend-file,id=ram0,share=on,mem-path=$DIR/ram,size=64M "          \
+	"-machine memory-backend=ram0 "
+#define MEMFD_RAM                                                                                  \
+	"-m 64M -object memory-backend-memfd,id=ram0,share=on,size=64M "                           \
+	"-machine memory-backend=ram0 "
+#define PLAIN "-M pc -nodefaults " FILE_RAM
+
+/* --- a QEMU with the shim, in a directory of its own ----------------------------------------- */
+
+struct vm {
+	char dir[40];
+	char qmp_path[64];
+	char shim_path[64];
+	pid_t child;
+	struct smv_qmp *qmp;
+};
+
+/* On a tmpfs, where RAM files belong. */
+static void make_dir(struct vm *vm)
+{
+	memset(vm, 0, sizeof(*vm));
+	strcpy(vm->dir, "/dev/shm/smemv-test.XXXXXX");
+	cr_assert(mkdtemp(vm->dir));
+	setenv("DIR", vm->dir, 1);
+	snprintf(vm->qmp_path, sizeof(vm->qmp_path), "%s/qmp.sock", vm->dir);
+	snprintf(vm->shim_path, sizeof(vm->shim_path), "%s/shim.sock", vm->dir);
+}
+
+static void remove_dir(struct vm *vm)
+{
+	char command[80];
+
+	snprintf(command, sizeof(command), "rm -rf %s", vm->dir);
+	cr_assert_eq(system(command), 0);
+}
+
+/* Run a shell command line, which gets $DIR; it ends with us. */
+static pid_t spawn(const char *command)
+{
+	pid_t child = fork();
+
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execl("/bin/sh", "sh", "-c", command, NULL);
+		_exit(127);
+	}
+	return child;
+}
+
+static int wait_for(pid_t child)
+{
+	int status = -1;
+
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* @wrapper: a program and its options that starts its arguments, or "". */
+static void start_wrapped(struct vm *vm, const char *wrapper, const char *preload, const char *args)
+{
+	char command[3000];
+	int n = snprintf(command, sizeof(command),
+		"exec %s env LD_PRELOAD=%s %s=%s %s %s -qmp unix:%s,server=on,wait=off "
+		"2>$DIR/stderr",
+		wrapper, preload, SMV_SHIM_SOCKET_ENV, vm->shim_path, QEMU, args, vm->qmp_path);
+
+	cr_assert_lt(n, (int)sizeof(command));
+	vm->child = spawn(command);
+}
+
+static void start_without_qmp(struct vm *vm, const char *preload, const char *args)
+{
+	start_wrapped(vm, "", preload, args);
+}
+
+static void start(struct vm *vm, const char *args)
+{
+	struct smv_error err;
+
+	make_dir(vm);
+	start_without_qmp(vm, SMEMV_TEST_SHIM, args);
+	cr_assert_eq(smv_qmp_open(vm->qmp_path, 20000, &vm->qmp, &err), 0, "%s", err.message);
+}
+
+static void stop(struct vm *vm)
+{
+	smv_qmp_close(vm->qmp);
+	kill(vm->child, SIGKILL);
+	wait_for(vm->child);
+	remove_dir(vm);
+}
+
+/* --- QMP against QEMU ------------------------------------------------------------------------ */
+
+Test(qmp, talks_to_qemu)
+{
+	struct vm vm;
+	struct smv_error err;
+	char state[32];
+	const char *text;
+	json_t *event = NULL, *result = NULL;
+	bool on = true;
+
+	start(&vm, PLAIN);
+	cr_assert_geq(smv_qmp_version(vm.qmp, &text), 70200);
+	cr_assert(strchr(text, '.'));
+	cr_assert_eq(smv_qmp_peer_pid(vm.qmp), vm.child);
+	cr_assert_eq(smv_qmp_run_state(vm.qmp, state, sizeof(state), &err), 0);
+	cr_assert_str_eq(state, "prelaunch");
+
+	cr_assert_lt(smv_qmp_execute(vm.qmp, "no-such", NULL, NULL, 5000, &err), 0);
+	cr_assert_eq(err.code, SMV_REFUSED);
+	cr_assert_str_eq(err.reason, "qmp");
+	cr_assert(strstr(err.message, "no-such"));
+
+	/* The event comes before the answer of the next command, and is kept. */
+	cr_assert_eq(smv_qmp_next_event(vm.qmp, 0, &event), -ETIMEDOUT);
+	cr_assert_eq(smv_qmp_execute(vm.qmp, "cont", NULL, NULL, 5000, &err), 0);
+	cr_assert_eq(smv_qmp_execute(vm.qmp, "query-name", NULL, &result, 5000, &err), 0);
+	cr_assert(json_is_object(result));
+	cr_assert_eq(smv_qmp_next_event(vm.qmp, 5000, &event), 0);
+	cr_assert_str_eq(json_string_value(json_object_get(event, "event")), "RESUME");
+	json_decref(event);
+	json_decref(result);
+
+	cr_assert_eq(smv_qmp_get_capability(vm.qmp, "x-ignore-shared", &on, &err), 0);
+	cr_assert_not(on);
+	cr_assert_eq(smv_qmp_set_capability(vm.qmp, "x-ignore-shared", true, &err), 0);
+	cr_assert_eq(smv_qmp_get_capability(vm.qmp, "x-ignore-shared", &on, &err), 0);
+	cr_assert(on);
+	cr_assert_lt(smv_qmp_get_capability(vm.qmp, "no-such", &on, &err), 0);
+	cr_assert_eq(err.code, SMV_UNIMPLEMENTED);
+
+	kill(vm.child, SIGKILL);
+	while (smv_qmp_next_event(vm.qmp, 5000, &event) == 0)
+		json_decref(event);
+	cr_assert_lt(smv_qmp_execute(vm.qmp, "cont", NULL, NULL, 5000, &err), 0);
+	cr_assert_eq(err.code, SMV_UNAVAILABLE);
+	stop(&vm);
+}
+
+/* --- QMP against a server that misbehaves ---------------------------------------------------- */
+
+#define GREETING                                                                                   \
+	"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 3, \"minor\": 2, \"major\": 7}, "          \
+	"\"package\": \"x\"}, \"capabilities\": [\"oob\"]}}\r\n"
+
+struct fake {
+	struct vm dir;
+	int listener;
+	pthread_t thread;
+	void (*behave)(int fd);
+};
+
+static void say(int fd, const char *text)
+{
+	cr_assert_eq(send(fd, text, strlen(text), MSG_NOSIGNAL), (ssize_t)strlen(text));
+}
+
+static char *hear(int fd, char *line, size_t len)
+{
+	ssize_t n = recv(fd, line, len - 1, 0);
+
+	line[n > 0 ? n : 0] = 0;
+	return line;
+}
+
+static void greet(int fd)
+{
+	char line[200];
+
+	say(fd, GREETING);
+	cr_assert(strstr(hear(fd, line, sizeof(line)), "qmp_capabilities"));
+	say(fd, "{\"return\": {}, \"id\": 1}\r\n");
+}
+
+static void *fake_run(void *arg)
+{
+	struct fake *fake = arg;
+	int fd = accept(fake->listener, NULL, NULL);
+
+	fake->behave(fd);
+	close(fd);
+	return NULL;
+}
+
+static void fake_start(struct fake *fake, void (*behave)(int fd))
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+	make_dir(&fake->dir);
+	fake->behave = behave;
+	strcpy(addr.sun_path, fake->dir.qmp_path);
+	fake->listener = socket(AF_UNIX, SOCK_STREAM, 0);
+	cr_assert_eq(bind(fake->listener, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	cr_assert_eq(listen(fake->listener, 1), 0);
+	pthread_create(&fake->thread, NULL, fake_run, fake);
+}
+
+static void fake_stop(struct fake *fake)
+{
+	pthread_join(fake->thread, NULL);
+	close(fake->listener);
+	remove_dir(&fake->dir);
+}
+
+static void late(int fd)
+{
+	char line[200];
+
+	greet(fd);
+	cr_assert(strstr(hear(fd, line, sizeof(line)), "\"first\""));
+	/* Two commands are out when the answers come. */
+	cr_assert(strstr(hear(fd, line, sizeof(line)), "\"second\""));
+	say(fd, "{\"return\": \"late\", \"id\": 2}\r\n{\"event\": \"E\"}\r\n{\"retu");
+	smv_sleep_ms(20);
+	say(fd, "rn\": \"\xc3\xa4\", \"id\": 3}\r\n");
+}
+
+Test(qmp, drops_a_late_answer)
+{
+	struct fake fake;
+	struct smv_qmp *qmp;
+	struct smv_error err;
+	json_t *result, *event;
+
+	fake_start(&fake, late);
+	cr_assert_eq(smv_qmp_open(fake.dir.qmp_path, 5000, &qmp, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_qmp_version(qmp, NULL), 70203);
+	cr_assert_lt(smv_qmp_execute(qmp, "first", NULL, NULL, 50, &err), 0);
+	cr_assert_eq(err.code, SMV_TIMEOUT);
+	cr_assert_eq(smv_qmp_execute(qmp, "second", NULL, &result, 5000, &err), 0);
+	cr_assert_str_eq(json_string_value(result), "\xc3\xa4");
+	json_decref(result);
+	cr_assert_eq(smv_qmp_next_event(qmp, 0, &event), 0);
+	json_decref(event);
+	smv_qmp_close(qmp);
+	fake_stop(&fake);
+}
+
+static void garbage(int fd)
+{
+	char line[200];
+
+	greet(fd);
+	hear(fd, line, sizeof(line));
+	say(fd, "[1, 2]\r\n");
+	hear(fd, line, sizeof(line)); /* until the client has gone */
+}
+
+static void endless(int fd)
+{
+	static char block[1 << 20];
+
+	memset(block, ' ', sizeof(block));
+	greet(fd);
+	while (send(fd, block, sizeof(block), MSG_NOSIGNAL) > 0)
+		;
+}
+
+static void silent(int fd)
+{
+	char line[200];
+
+	hear(fd, line, sizeof(line));
+}
+
+static void hang_up(int fd)
+{
+	greet(fd);
+}
+
+static enum smv_code code_with(void (*behave)(int fd), int timeout_ms)
+{
+	struct fake fake;
+	struct smv_qmp *qmp = NULL;
+	struct smv_error err = {0};
+
+	fake_start(&fake, behave);
+	if (smv_qmp_open(fake.dir.qmp_path, timeout_ms, &qmp, &err) == 0)
+		cr_assert_lt(smv_qmp_execute(qmp, "query-x", NULL, NULL, 10000, &err), 0);
+	smv_qmp_close(qmp);
+	fake_stop(&fake);
+	return err.code;
+}
+
+Test(qmp, survives_bad_servers)
+{
+	cr_assert_eq(code_with(garbage, 5000), SMV_INTERNAL);
+	cr_assert_eq(code_with(endless, 5000), SMV_INTERNAL);
+	cr_assert_eq(code_with(silent, 50), SMV_TIMEOUT);
+	cr_assert_eq(code_with(hang_up, 5000), SMV_UNAVAILABLE);
+}
+
+Test(qmp, nobody_listens)
+{
+	struct smv_qmp *qmp;
+	struct smv_error err;
+
+	cr_assert_lt(smv_qmp_open("/dev/shm/no-such.sock", 30, &qmp, &err), 0);
+	cr_assert_eq(err.code, SMV_UNAVAILABLE);
+}
+
+/* --- guest RAM ------------------------------------------------------------------------------- */
+
+Test(maps, finds_a_file)
+{
+	static const char text[] = "5500-5600 r--p 00000000 08:01 77  /usr/bin/x\n"
+				   "10000-20000 rw-s 00000000 00:1b 14  /dev/shm/ram (deleted)\n"
+				   "20000-50000 rw-s 00010000 00:1b 14  /dev/shm/ram (deleted)\n"
+				   "60000-70000 rw-s 00000000 00:1b 15\n"
+				   "70000-80000 rw-s 00000000 00:1b 15\n"
+				   "90000-a0000 rw-p 00000000 00:1b 16 /a\n"
+				   "b0000-c0000 rw-s 00003000 00:1c 14 /b\n"
+				   "7ffe000-7fff000 rw-p 00000000 00:00 0";
+	struct smv_mapping m;
+	dev_t dev = makedev(0, 0x1b);
+
+	cr_assert_eq(smv_maps_find(text, dev, 14, &m), 1);
+	cr_assert(m.addr == 0x10000 && m.len == 0x40000 && m.file_offset == 0);
+	cr_assert_eq(smv_maps_find(text, dev, 15, &m), 2); /* same offset twice: not one mapping */
+	cr_assert(m.addr == 0x60000 && m.len == 0x10000);
+	cr_assert_eq(smv_maps_find(text, dev, 16, &m), -EPERM);
+	cr_assert_eq(smv_maps_find(text, makedev(0, 0x1c), 14, &m), 1);
+	cr_assert_eq(m.file_offset, 0x3000);
+	cr_assert_eq(smv_maps_find(text, dev, 17, &m), 0);
+	cr_assert_eq(smv_maps_find("", dev, 14, &m), 0);
+	cr_assert_eq(smv_maps_find("1000-2000 rw-s\n", dev, 14, &m), -EINVAL);
+	cr_assert_eq(smv_maps_find("2000-1000 rw-s 0 00:1b 14\n", dev, 14, &m), -EINVAL);
+}
+
+Test(ram_list, reads_the_monitor)
+{
+	static const char text[] =
+		"              Block Name    PSize              Offset               Used         "
+		"Total\r\n"
+		"                    ram0    4 KiB  0x0000000000000000 0x0000000004000000 "
+		"0x0000000004000000\r\n"
+		"           /objects/ram1    2 MiB  0x0000000004000000 0x0000000000200000 "
+		"0x0000000000200000  0x00007f0000000000 rw\r\n"
+		"                    ram2    4 KiB  0x0000000004000000 0x0000000000200000 "
+		"0x0000000000400000\r\n"
+		"                    ram3    4 XiB  0x0000000004000000 0x0000000000200000 "
+		"0x0000000000200000\r\n";
+	struct smv_ram_block block;
+
+	cr_assert_eq(smv_ram_list_find(text, "ram0", &block), 0);
+	cr_assert_str_eq(block.id, "ram0");
+	cr_assert(block.size_bytes == 64u << 20 && block.page_size == 4096);
+	cr_assert_eq(smv_ram_list_find(text, "ram1", &block), 0);
+	cr_assert_str_eq(block.id, "/objects/ram1");
+	cr_assert_eq(block.page_size, 2u << 20);
+	cr_assert_eq(smv_ram_list_find(text, "ram2", &block), -EINVAL);
+	cr_assert_eq(smv_ram_list_find(text, "ram3", &block), -EINVAL);
+	cr_assert_eq(smv_ram_list_find(text, "ram", &block), -ENOENT);
+	cr_assert_eq(smv_ram_list_find("", "ram", &block), -ENOENT);
+}
+
+static int open_mem(const struct vm *vm)
+{
+	char path[40];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", vm->child);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert_geq(fd, 0);
+	return fd;
+}
+
+/* What we write to the file at a page is what QEMU sees at the page's address. */
+static void check_block(const struct vm *vm, const struct smv_ram_block *block)
+{
+	CLEANUP_CLOSE int mem = open_mem(vm);
+	uint64_t page = block->nr_pages - 3, value = 0x1234567890abcdefull ^ block->host_addr, got;
+
+	cr_assert_eq(pwrite(block->fd, &value, 8, (off_t)(block->file_offset + page * 4096)), 8);
+	cr_assert_eq(pread(mem, &got, 8, (off_t)(block->host_addr + page * 4096)), 8);
+	cr_assert_eq(got, value);
+}
+
+static void check_ram_found(const char *args, unsigned int nr_blocks)
+{
+	struct vm vm;
+	struct smv_guest_ram ram;
+	struct smv_error err;
+	uint64_t page = 0, before;
+
+	start(&vm, args);
+	cr_assert_eq(smv_guest_ram_find(vm.qmp, vm.child, &ram, &err), 0, "%s", err.message);
+	cr_assert_eq(ram.nr_blocks, nr_blocks);
+	before = smv_guest_ram_resident(&ram);
+	for (unsigned int i = 0; i < nr_blocks; i++) {
+		cr_assert_eq(ram.blocks[i].first_page, page);
+		cr_assert_eq(ram.blocks[i].page_size, SMV_PAGE_SIZE);
+		page += ram.blocks[i].nr_pages;
+		check_block(&vm, &ram.blocks[i]);
+		cr_assert_eq(smv_guest_ram_block_of(&ram, page - 1), &ram.blocks[i]);
+	}
+	cr_assert_eq(smv_guest_ram_resident(&ram), before + nr_blocks * 4096);
+	cr_assert(ram.nr_pages == page && ram.bytes == page * 4096 && ram.bytes == 64u << 20);
+	smv_guest_ram_release(&ram);
+	stop(&vm);
+}
+
+Test(guest_ram, in_a_file)
+{
+	check_ram_found(PLAIN, 1);
+}
+
+Test(guest_ram, in_a_memfd)
+{
+	check_ram_found("-M pc -nodefaults " MEMFD_RAM, 1);
+}
+
+Test(guest_ram, in_an_unnamed_file)
+{
+	check_ram_found("-M q35 -nodefaults -m 64M -object memory-backend-file,id=ram0,share=on,"
+			"mem-path=$DIR/,size=64M -machine memory-backend=ram0",
+		1);
+}
+
+Test(guest_ram, through_a_symbolic_link_and_an_old_name)
+{
+	check_ram_found(
+		"-M pc-i440fx-2.12 -nodefaults -m 64M -object memory-backend-file,id=ram0,"
+		"share=on,mem-path=/proc/self/root/$DIR/ram,size=64M -numa node,memdev=ram0",
+		1);
+}
+
+Test(guest_ram, in_two_blocks)
+{
+	check_ram_found("-M pc -nodefaults -m 64M -smp 2 "
+			"-object memory-backend-file,id=b,share=on,mem-path=$DIR/b,size=32M "
+			"-object memory-backend-memfd,id=a,share=on,size=32M "
+			"-numa node,memdev=b,cpus=0 -numa node,memdev=a,cpus=1",
+		2);
+}
+
+Test(guest_ram, in_a_dimm)
+{
+	check_ram_found("-M pc -nodefaults -m 32M,slots=1,maxmem=1G "
+			"-object memory-backend-file,id=ram0,share=on,mem-path=$DIR/0,size=32M "
+			"-machine memory-backend=ram0 "
+			"-object memory-backend-file,id=ram1,share=on,mem-path=$DIR/1,size=32M "
+			"-device pc-dimm,memdev=ram1",
+		2);
+}
+
+Test(guest_ram, refuses_what_is_not_shared)
+{
+	static const struct {
+		const char *args, *reason;
+	} bad[] = {{"-M pc -nodefaults -m 64M", "ram-not-shared"},
+		{"-M pc -nodefaults -m 64M -object memory-backend-file,id=ram0,share=off,"
+		 "mem-path=$DIR/ram,size=64M -machine memory-backend=ram0",
+			"ram-not-shared"},
+		{"-M pc -nodefaults -m 64M -object memory-backend-ram,id=ram0,share=on,size=64M "
+		 "-machine memory-backend=ram0",
+			"ram-not-shared"},
+		{"-M pc -nodefaults -m 64M -object memory-backend-file,id=ram0,share=on,"
+		 "mem-path=/var/tmp,size=64M -machine memory-backend=ram0",
+			"ram-not-tmpfs"},
+		{PLAIN "-object memory-backend-memfd,id=idle,share=on,size=16M", "ram-not-found"},
+		{"-M pc -nodefaults -m 64M -smp 2 "
+		 "-object memory-backend-file,id=b,share=on,mem-path=$DIR/ram,size=32M "
+		 "-object memory-backend-file,id=a,share=on,mem-path=$DIR/ram,size=32M "
+		 "-numa node,memdev=b,cpus=0 -numa node,memdev=a,cpus=1",
+			"ram-mapped-twice"},
+		{"-M pc -nodefaults -m 64M -smp 2 "
+		 "-object memory-backend-memfd,id=b,share=on,size=32M "
+		 "-object memory-backend-memfd,id=a,share=on,size=32M "
+		 "-numa node,memdev=b,cpus=0 -numa node,memdev=a,cpus=1",
+			"ram-ambiguous"}};
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad); i++) {
+		struct vm vm;
+		struct smv_guest_ram ram;
+		struct smv_error err;
+
+		start(&vm, bad[i].args);
+		cr_assert_lt(
+			smv_guest_ram_find(vm.qmp, vm.child, &ram, &err), 0, "%s", bad[i].args);
+		cr_expect_str_eq(err.reason, bad[i].reason, "%s: %s", bad[i].args, err.message);
+		cr_expect_eq(err.code, SMV_REFUSED);
+		cr_expect(err.hint[0]);
+		stop(&vm);
+	}
+}
+
+/* --- allow-list ------------------------------------------------------------------------------ */
+
+static int check_allowed(const char *args, struct smv_error *err)
+{
+	struct vm vm;
+	int r;
+
+	start(&vm, args);
+	r = smv_allow_list_check(vm.qmp, err);
+	stop(&vm);
+	return r;
+}
+
+Test(allow_list, accepts_default_machines)
+{
+	static const char *const good[] = {"-M pc " FILE_RAM, "-M q35 " FILE_RAM,
+		"-M pc -usb " MEMFD_RAM, "-M microvm " FILE_RAM,
+		"-M q35,usb=on -smp 4 -cpu max -device virtio-vga " FILE_RAM};
+	struct smv_error err;
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(good); i++)
+		cr_expect_eq(check_allowed(good[i], &err), 0, "%s: %s", good[i], err.message);
+}
+
+Test(allow_list, accepts_usual_devices)
+{
+	struct smv_error err;
+
+	cr_assert_eq(
+		check_allowed("-M q35 $(truncate -s 1M $DIR/disk) " FILE_RAM
+			      "-drive if=none,id=d1,file=$DIR/disk,format=raw,file.locking=off "
+			      "-drive if=none,id=d2,file=$DIR/disk,format=raw,file.locking=off "
+			      "-drive if=none,id=d3,file=$DIR/disk,format=raw,file.locking=off "
+			      "-object iothread,id=io -device virtio-blk-pci,drive=d1,iothread=io "
+			      "-device virtio-scsi-pci -device scsi-hd,drive=d2 -device "
+			      "nvme,drive=d3,serial=1 "
+			      "-object rng-random,id=r,filename=/dev/urandom -device "
+			      "virtio-rng-pci,rng=r "
+			      "-netdev user,id=n -device virtio-net-pci,netdev=n "
+			      "-netdev socket,id=s,listen=127.0.0.1:0 -device e1000e,netdev=s "
+			      "-device virtio-serial-pci -chardev null,id=c -device "
+			      "virtconsole,chardev=c "
+			      "-chardev null,id=c2 -device virtserialport,chardev=c2 "
+			      "-device qemu-xhci -device usb-tablet -device usb-kbd -device "
+			      "isa-debug-exit "
+			      "-device pvpanic -device virtio-gpu-pci -device virtio-keyboard-pci "
+			      "-device virtio-tablet-pci -device pcie-root-port,id=p,chassis=3 "
+			      "-object secret,id=sec,data=x -object throttle-group,id=t",
+			&err),
+		0, "%s", err.message);
+}
+
+Test(allow_list, accepts_a_tap_without_vhost)
+{
+	struct smv_error err;
+
+	if (geteuid() != 0 || access("/dev/net/tun", R_OK | W_OK) < 0)
+		cr_skip_test("needs root and /dev/net/tun");
+	cr_assert_eq(check_allowed(PLAIN "-netdev tap,id=t,script=no,downscript=no,vhost=off "
+					 "-device virtio-net-pci,netdev=t "
+					 "-netdev hubport,hubid=0,id=h",
+			     &err),
+		0, "%s", err.message);
+}
+
+Test(allow_list, refuses_by_name)
+{
+	static const struct {
+		const char *args, *reason, *name;
+	} bad[] = {{PLAIN "-device virtio-balloon", "device-not-allowed", "virtio-balloon-pci"},
+		{PLAIN "-object memory-backend-memfd,id=m,share=on,size=1M "
+		       "-device ivshmem-plain,memdev=m,id=shm0",
+			"device-not-allowed", "/machine/peripheral/shm0"},
+		{PLAIN "-device edu,id=lesson", "device-not-allowed", "edu"},
+		{PLAIN "-object filter-dump,id=fd,netdev=n,file=/dev/null -netdev user,id=n",
+			"backend-not-allowed", "filter-dump"},
+		{PLAIN "-object can-bus,id=can0", "backend-not-allowed", "can-bus"},
+		{"-M pc,nvdimm=on -nodefaults -m 64M,slots=1,maxmem=1G -object "
+		 "memory-backend-file,id=ram0,share=on,mem-path=$DIR/ram,size=64M -machine "
+		 "memory-backend=ram0 -object "
+		 "memory-backend-file,id=n,share=on,mem-path=$DIR/n,size=8M "
+		 "-device nvdimm,memdev=n",
+			"device-not-allowed", "nvdimm"},
+		{"-M pc -m 64M -nodefaults", "ram-backend", "memory-backend-ram"},
+		{PLAIN "-netdev l2tpv3,id=l,src=127.0.0.1,dst=127.0.0.1,udp=on,srcport=0,dstport=9,"
+		       "txsession=1",
+			"backend-not-allowed", "l2tpv3"},
+		{PLAIN "-drive if=none,id=d,driver=vvfat,dir=$DIR", "backend-not-allowed", "vvfat"},
+		{PLAIN "$(truncate -s 1M $DISK) -drive if=none,id=d,format=raw,cache=none,"
+		       "aio=native,file=$DISK -device virtio-blk-pci,drive=d",
+			"cache-direct", "smemv-test-disk."}};
+	char disk[64];
+
+	/* Not every tmpfs takes O_DIRECT. */
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	setenv("DISK", disk, 1);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(bad); i++) {
+		struct smv_error err = {0};
+
+		cr_expect_lt(check_allowed(bad[i].args, &err), 0, "%s", bad[i].args);
+		cr_expect_eq(err.code, SMV_REFUSED);
+		cr_expect_str_eq(err.reason, bad[i].reason, "%s: %s", bad[i].args, err.message);
+		cr_expect(strstr(err.message, bad[i].name), "%s", err.message);
+		cr_expect(err.hint[0]);
+	}
+	unlink(disk);
+}
+
+/* --- shim ------------------------------------------------------------------------------------ */
+
+static struct smv_shim *open_shim(const struct vm *vm, pid_t *pid)
+{
+	struct smv_shim *shim;
+	struct smv_error err;
+
+	cr_assert_eq(smv_shim_open(vm->shim_path, &shim, pid, &err), 0, "%s", err.message);
+	return shim;
+}
+
+static int api(int uffd)
+{
+	struct uffdio_api arg = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+
+	return ioctl(uffd, UFFDIO_API, &arg);
+}
+
+/* Register a page of guest RAM from here and fill it through QEMU's mm: it lands in the file. */
+static void check_uffd_is_of(int uffd, const struct smv_ram_block *block)
+{
+	struct uffdio_register reg = {.range = {block->host_addr, block->size_bytes},
+		.mode = UFFDIO_REGISTER_MODE_MISSING};
+	char page[4096], got[4096];
+	struct uffdio_copy copy = {
+		.dst = block->host_addr + 4096 * 4096, .src = (uintptr_t)page, .len = 4096};
+
+	memset(page, 'x', sizeof(page));
+	cr_assert_eq(ioctl(uffd, UFFDIO_REGISTER, &reg), 0, "%s", strerror(errno));
+	cr_assert_eq(ioctl(uffd, UFFDIO_COPY, &copy), 0, "%s", strerror(errno));
+	cr_assert_eq(pread(block->fd, got, 4096, 4096 * 4096), 4096);
+	cr_assert_arr_eq(page, got, 4096);
+}
+
+static void check_uffd(const struct vm *vm, struct smv_shim *shim, pid_t pid)
+{
+	struct smv_guest_ram ram;
+	struct smv_error err;
+	bool fresh;
+	int first, second;
+
+	cr_assert_eq(smv_guest_ram_find(vm->qmp, pid, &ram, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_shim_get_uffd(shim, &first, &fresh, &err), 0, "%s", err.message);
+	cr_assert(fresh);
+	cr_assert_eq(api(first), 0);
+	cr_assert_eq(smv_shim_get_uffd(shim, &second, &fresh, &err), 0);
+	cr_assert_not(fresh);
+	cr_assert_eq(api(second), -1, "the same userfaultfd, whose API handshake is done");
+	close(first);
+	check_uffd_is_of(second, &ram.blocks[0]);
+	close(second);
+	smv_guest_ram_release(&ram);
+}
+
+Test(shim, gives_one_userfaultfd)
+{
+	struct vm vm;
+	struct smv_shim *shim, *other;
+	struct smv_error err;
+	bool fresh;
+	pid_t pid;
+	int uffd;
+
+	start(&vm, PLAIN);
+	shim = open_shim(&vm, &pid);
+	cr_assert_eq(pid, vm.child);
+	check_uffd(&vm, shim, pid);
+	/* Another client, while the first is still there. */
+	other = open_shim(&vm, NULL);
+	cr_assert_eq(smv_shim_close_uffd(other), 0);
+	cr_assert_eq(smv_shim_get_uffd(other, &uffd, &fresh, &err), 0);
+	cr_assert(fresh);
+	cr_assert_eq(api(uffd), 0);
+	close(uffd);
+	smv_shim_close(other);
+	smv_shim_close(shim);
+	stop(&vm);
+}
+
+static bool is_present(const struct vm *vm, uint64_t addr)
+{
+	char path[40];
+	uint64_t entry = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", vm->child);
+	fd = open(path, O_RDONLY);
+	cr_assert_eq(pread(fd, &entry, 8, (off_t)(addr / 4096 * 8)), 8);
+	close(fd);
+	return entry >> 63;
+}
+
+Test(shim, zap_drops_entries_and_keeps_data)
+{
+	struct vm vm;
+	struct smv_guest_ram ram;
+	struct smv_error err;
+	struct smv_shim *shim;
+	struct smv_shim_range ranges[300];
+	uint64_t addr, got;
+	int mem;
+
+	start(&vm, PLAIN);
+	shim = open_shim(&vm, NULL);
+	mem = open_mem(&vm);
+	cr_assert_eq(smv_guest_ram_find(vm.qmp, vm.child, &ram, &err), 0);
+	addr = ram.blocks[0].host_addr + (8 << 20);
+	/* More ranges than one request holds; every other page. */
+	for (uint64_t i = 0; i < 300; i++) {
+		ranges[i] = (struct smv_shim_range){addr + 2 * i * 4096, 4096};
+		cr_assert_eq(pwrite(mem, &i, 8, (off_t)ranges[i].addr), 8);
+		cr_assert_eq(pwrite(mem, &i, 8, (off_t)(ranges[i].addr + 4096)), 8);
+	}
+	cr_assert_eq(smv_shim_zap(shim, ranges, 300), 0);
+	for (uint64_t i = 0; i < 300; i++) {
+		cr_assert_not(is_present(&vm, ranges[i].addr));
+		cr_assert(is_present(&vm, ranges[i].addr + 4096));
+		cr_assert_eq(
+			pread(ram.blocks[0].fd, &got, 8, (off_t)((8 << 20) + 2 * i * 4096)), 8);
+		cr_assert_eq(got, i);
+	}
+	ranges[1].addr += 8;
+	cr_assert_eq(smv_shim_zap(shim, ranges, 2), -EINVAL);
+	ranges[1] = (struct smv_shim_range){0ull - 4096, 8192};
+	cr_assert_eq(smv_shim_zap(shim, ranges, 2), -EINVAL);
+	ranges[1] = (struct smv_shim_range){4096, 4096};
+	cr_assert_eq(smv_shim_zap(shim, ranges, 2), -ENOMEM);
+	cr_assert_eq(smv_shim_zap(shim, ranges, 1), 0, "the connection goes on");
+	close(mem);
+	smv_guest_ram_release(&ram);
+	smv_shim_close(shim);
+	stop(&vm);
+}
+
+static int raw_connect(const char *path)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+
+	strcpy(addr.sun_path, path);
+	cr_assert_eq(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	return fd;
+}
+
+Test(shim, drops_malformed_requests)
+{
+	struct vm vm;
+	struct smv_shim_request request = {.version = SMV_SHIM_VERSION, .op = SMV_SHIM_ZAP};
+	struct smv_shim_reply reply;
+	char byte;
+	int fd;
+
+	start(&vm, PLAIN);
+	fd = raw_connect(vm.shim_path);
+	cr_assert_eq(send(fd, "x", 1, 0), 1);
+	cr_assert_leq(recv(fd, &byte, 1, 0), 0);
+	close(fd);
+	fd = raw_connect(vm.shim_path);
+	request.nr_ranges = SMV_SHIM_MAX_RANGES + 1;
+	cr_assert_eq(send(fd, &request, sizeof(request), 0), (ssize_t)sizeof(request));
+	cr_assert_leq(recv(fd, &byte, 1, 0), 0);
+	close(fd);
+	fd = raw_connect(vm.shim_path);
+	request.nr_ranges = 0;
+	request.version++;
+	cr_assert_gt(send(fd, &request, offsetof(struct smv_shim_request, ranges), 0), 0);
+	cr_assert_eq(recv(fd, &reply, sizeof(reply), 0), (ssize_t)sizeof(reply));
+	cr_assert_eq(reply.status, -EPROTONOSUPPORT);
+	close(fd);
+	smv_shim_close(open_shim(&vm, NULL));
+	stop(&vm);
+}
+
+Test(shim, works_under_seccomp)
+{
+	struct vm vm;
+	struct smv_shim *shim;
+	pid_t pid;
+
+	start(&vm, PLAIN "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,"
+			 "resourcecontrol=deny");
+	shim = open_shim(&vm, &pid);
+	check_uffd(&vm, shim, pid);
+	smv_shim_close(shim);
+	stop(&vm);
+}
+
+Test(shim, falls_back_to_the_device)
+{
+	struct vm vm;
+	struct smv_error err;
+	struct smv_shim *shim;
+	pid_t pid;
+
+	if (geteuid() != 0 || access("/dev/userfaultfd", R_OK | W_OK) < 0 ||
+		access("/usr/bin/setpriv", X_OK) < 0)
+		cr_skip_test("needs root, /dev/userfaultfd and setpriv");
+	make_dir(&vm);
+	/* Without this capability the system call refuses to handle faults of the kernel. */
+	start_wrapped(&vm, "setpriv --bounding-set -sys_ptrace", SMEMV_TEST_SHIM, PLAIN);
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 20000, &vm.qmp, &err), 0, "%s", err.message);
+	shim = open_shim(&vm, &pid);
+	check_uffd(&vm, shim, pid);
+	smv_shim_close(shim);
+	stop(&vm);
+}
+
+Test(shim, survives_daemonize)
+{
+	struct vm vm;
+	struct smv_error err;
+	struct smv_shim *shim;
+	pid_t pid;
+
+	make_dir(&vm);
+	start_without_qmp(&vm, SMEMV_TEST_SHIM, PLAIN "-daemonize");
+	cr_assert_eq(wait_for(vm.child), 0);
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 20000, &vm.qmp, &err), 0, "%s", err.message);
+	shim = open_shim(&vm, &pid);
+	cr_assert_neq(pid, vm.child);
+	cr_assert_eq(pid, smv_qmp_peer_pid(vm.qmp));
+	check_uffd(&vm, shim, pid);
+	smv_shim_close(shim);
+	smv_qmp_close(vm.qmp);
+	kill(pid, SIGKILL);
+	remove_dir(&vm);
+}
+
+static void read_file(const struct vm *vm, const char *name, char *text, size_t len)
+{
+	char path[80];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/%s", vm->dir, name);
+	/* It appears by a rename, complete. */
+	for (int i = 0; access(path, F_OK) < 0 && i < 500; i++)
+		smv_sleep_ms(20);
+	file = fopen(path, "re");
+	cr_assert(file, "%s", path);
+	text[fread(text, 1, len - 1, file)] = 0;
+	fclose(file);
+}
+
+Test(shim, is_not_inherited)
+{
+	struct vm vm;
+	struct smv_error err;
+	struct smv_shim *shim;
+	char uri[400], text[8000];
+	bool fresh;
+	int uffd;
+
+	make_dir(&vm);
+	start_without_qmp(&vm, "libm.so.6:" SMEMV_TEST_SHIM, PLAIN);
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 20000, &vm.qmp, &err), 0, "%s", err.message);
+	shim = open_shim(&vm, NULL);
+	snprintf(uri, sizeof(uri), "exec:env >%s/tmp && mv %s/tmp %s/env; cat >/dev/null", vm.dir,
+		vm.dir, vm.dir);
+	cr_assert_eq(smv_qmp_execute(
+			     vm.qmp, "migrate", json_pack("{s:s}", "uri", uri), NULL, 5000, &err),
+		0, "%s", err.message);
+	read_file(&vm, "env", text, sizeof(text));
+	cr_assert(strstr(text, "LD_PRELOAD=libm.so.6\n"), "%s", text);
+	cr_assert_not(strstr(text, SMV_SHIM_SOCKET_ENV));
+	/* The fork that made the child did the helper thread no harm. */
+	cr_assert_eq(smv_shim_get_uffd(shim, &uffd, &fresh, &err), 0);
+	cr_assert(fresh);
+	close(uffd);
+	smv_shim_close(shim);
+	stop(&vm);
+}
+
+/* --- smemv-run ------------------------------------------------------------------------------- */
+
+static void run_command(
+	struct vm *vm, char *command, size_t len, const char *options, const char *qemu)
+{
+	snprintf(vm->qmp_path, sizeof(vm->qmp_path), "%s/rt/vm-1/qmp.sock", vm->dir);
+	snprintf(vm->shim_path, sizeof(vm->shim_path), "%s/rt/vm-1/shim.sock", vm->dir);
+	snprintf(command, len,
+		"exec %s --log-level error --vm vm-1 --runtime-dir $DIR/rt %s -- %s 2>>$DIR/stderr",
+		SMEMV_TEST_RUN, options, qemu);
+}
+
+static pid_t run_start(struct vm *vm, const char *options, const char *qemu)
+{
+	char command[2000];
+
+	run_command(vm, command, sizeof(command), options, qemu);
+	return spawn(command);
+}
+
+static bool vm_dir_exists(const struct vm *vm)
+{
+	char path[80];
+
+	snprintf(path, sizeof(path), "%s/rt/vm-1", vm->dir);
+	return access(path, F_OK) == 0;
+}
+
+Test(run, passes_on_the_exit_status)
+{
+	struct vm vm;
+
+	make_dir(&vm);
+	cr_assert_eq(wait_for(run_start(&vm, "", "sh -c 'exit 7'")), 7);
+	cr_assert_eq(wait_for(run_start(&vm, "", "sh -c 'kill -9 $$'")), 137);
+	cr_assert_eq(wait_for(run_start(&vm, "", "/no/such/qemu")), 1);
+	cr_assert_not(vm_dir_exists(&vm));
+	cr_assert_eq(wait_for(run_start(&vm, "", "")), 2);
+	cr_assert_eq(wait_for(run_start(&vm, "--pager 127.0.0.1:1", "true")), 2);
+	cr_assert_eq(wait_for(run_start(&vm, "--pager unix:/x", "q -incoming tcp:0:1")), 2);
+	cr_assert_eq(wait_for(run_start(&vm, "--vm a/b", "true")), 2);
+	remove_dir(&vm);
+}
+
+Test(run, starts_a_vm_of_its_name_once)
+{
+	struct vm vm;
+	struct smv_error err;
+	struct smv_shim *shim;
+	struct smv_qmp *user;
+	char path[64];
+	pid_t run, pid;
+
+	make_dir(&vm);
+	run = run_start(&vm, "", QEMU PLAIN "-qmp unix:$DIR/user.sock,server=on,wait=off");
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 20000, &vm.qmp, &err), 0, "%s", err.message);
+	snprintf(path, sizeof(path), "%s/user.sock", vm.dir);
+	cr_assert_eq(smv_qmp_open(path, 5000, &user, &err), 0, "the user's own -qmp");
+	shim = open_shim(&vm, &pid);
+	check_uffd(&vm, shim, pid);
+	cr_assert_eq(wait_for(run_start(&vm, "", "true")), 1, "the name is taken");
+	cr_assert_eq(smv_qmp_execute(vm.qmp, "query-status", NULL, NULL, 5000, &err), 0);
+	kill(run, SIGTERM);
+	cr_assert_eq(wait_for(run), 0, "QEMU ends well on SIGTERM");
+	cr_assert_neq(kill(pid, 0), 0);
+	cr_assert_not(vm_dir_exists(&vm));
+	smv_shim_close(shim);
+	smv_qmp_close(user);
+	smv_qmp_close(vm.qmp);
+	remove_dir(&vm);
+}
+
+Test(run, cleans_up_after_a_killed_one)
+{
+	struct vm vm;
+	struct smv_shim *shim;
+	struct smv_error err;
+	struct pollfd end = {.events = POLLIN};
+	pid_t run, pid;
+
+	make_dir(&vm);
+	run = run_start(&vm, "", QEMU PLAIN);
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 20000, &vm.qmp, &err), 0, "%s", err.message);
+	shim = open_shim(&vm, &pid);
+	kill(run, SIGKILL);
+	wait_for(run);
+	cr_assert_eq(wait_for(run_start(&vm, "", "true")), 1, "QEMU lives and holds the name");
+	end.fd = pidfd_open(pid, 0);
+	kill(pid, SIGKILL);
+	cr_assert_eq(poll(&end, 1, 5000), 1);
+	close(end.fd);
+	cr_assert(vm_dir_exists(&vm));
+	cr_assert_eq(wait_for(run_start(&vm, "", "true")), 0);
+	cr_assert_not(vm_dir_exists(&vm));
+	smv_shim_close(shim);
+	smv_qmp_close(vm.qmp);
+	remove_dir(&vm);
+}
+
+Test(run, leaves_a_daemon_alone)
+{
+	struct vm vm;
+	struct smv_shim *shim;
+	struct smv_error err;
+	pid_t pid;
+
+	make_dir(&vm);
+	cr_assert_eq(wait_for(run_start(&vm, "", QEMU PLAIN "-daemonize")), 0);
+	cr_assert_eq(smv_qmp_open(vm.qmp_path, 5000, &vm.qmp, &err), 0, "%s", err.message);
+	shim = open_shim(&vm, &pid);
+	check_uffd(&vm, shim, pid);
+	cr_assert_eq(wait_for(run_start(&vm, "", "true")), 1, "the name is taken");
+	kill(pid, SIGKILL);
+	smv_shim_close(shim);
+	smv_qmp_close(vm.qmp);
+	remove_dir(&vm);
+}
+
+Test(run, gives_up_without_its_pager)
+{
+	struct vm vm;
+
+	make_dir(&vm);
+	cr_assert_eq(wait_for(run_start(&vm, "--pager unix:$DIR/none.sock", QEMU PLAIN)), 1);
+	cr_assert_not(vm_dir_exists(&vm));
+	cr_assert_eq(
+		wait_for(run_start(&vm, "--pager unix:$DIR/none.sock", QEMU PLAIN "-daemonize")),
+		1);
+	cr_assert_not(vm_dir_exists(&vm));
+	remove_dir(&vm);
+}
+
+Test(runtime, checks_names_and_lengths)
+{
+	char qmp[SMV_RUNTIME_PATH_MAX], shim[SMV_RUNTIME_PATH_MAX], dir[120];
+	struct smv_error err;
+
+	cr_assert_eq(smv_runtime_paths("/r", "vm.1_a-B", qmp, shim, &err), 0);
+	cr_assert_str_eq(qmp, "/r/vm.1_a-B/qmp.sock");
+	cr_assert_str_eq(shim, "/r/vm.1_a-B/shim.sock");
+	cr_assert_lt(smv_runtime_paths("/r", "..", qmp, shim, &err), 0);
+	cr_assert_lt(smv_runtime_paths("/r", "", qmp, shim, &err), 0);
+	cr_assert_lt(smv_runtime_paths("/r", "a b", qmp, shim, &err), 0);
+	memset(dir, 'd', sizeof(dir));
+	dir[0] = '/';
+	dir[96] = 0; /* 96 + "/v/qmp.sock" fits, "/v/shim.sock" is one byte too long */
+	cr_assert_eq(smv_runtime_paths(dir, "v", qmp, NULL, &err), 0);
+	cr_assert_lt(smv_runtime_paths(dir, "v", qmp, shim, &err), 0);
+	cr_assert_str_eq(err.reason, "path-too-long");
+}
