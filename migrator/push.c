@@ -599,9 +599,11 @@ int smv_push_read_back(struct smv_push *p, struct smv_error *err)
 		if (asked[backing->extents[e].sub_host])
 			continue;
 		asked[backing->extents[e].sub_host] = true;
-		/* All batches are idle: the staging buffer is free. */
+		/* All batches are idle: the staging buffer is free, a page for each sub-host. */
 		r = smv_remote_post(p->remote, SMV_OP_READ, e * SMV_EXTENT_PAGES, 1,
-			smv_remote_staging(p->remote), READ_BACK_COOKIE);
+			(char *)smv_remote_staging(p->remote) +
+				backing->extents[e].sub_host * SMV_PAGE_SIZE,
+			READ_BACK_COOKIE);
 		if (r < 0) {
 			p->error = r;
 			return failed(p, err);

@@ -115,9 +115,27 @@ static int lock_state_dir(struct smv_error *err)
 	return 0; /* held until the process ends */
 }
 
+static void log_ready(void)
+{
+	char line[600] = "ready: control", text[SMV_ADDR_MAX];
+
+	for (size_t i = 0; i < opts.nr_listen; i++) {
+		strncat(line, i ? ", " : " ", sizeof(line) - strlen(line) - 1);
+		strncat(line, smv_addr_format(&opts.listen[i], text, sizeof(text)),
+			sizeof(line) - strlen(line) - 1);
+	}
+	strncat(line, ", data", sizeof(line) - strlen(line) - 1);
+	for (size_t i = 0; i < opts.nr_data; i++) {
+		strncat(line, i ? ", " : " ", sizeof(line) - strlen(line) - 1);
+		strncat(line,
+			smv_addr_format(smv_migration_data_address(i), text, sizeof(text)),
+			sizeof(line) - strlen(line) - 1);
+	}
+	smv_log_info("%s", line);
+}
+
 static int start(struct smv_rpc_server **server, struct smv_error *err)
 {
-	char text[2][SMV_ADDR_MAX];
 	int r;
 
 	if ((r = smv_kernel_check(err)) < 0 || (r = smv_vms_init(opts.state_dir, err)) < 0 ||
@@ -136,14 +154,7 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 	if ((r = smv_rpc_server_start(*server)) < 0)
 		return smv_fail(err, SMV_INTERNAL, "rpc", NULL,
 			"cannot start the control server: %s", strerror(-r));
-	for (size_t i = 0; i < opts.nr_listen || i < opts.nr_data; i++)
-		smv_log_info("ready: control %s, data %s",
-			i < opts.nr_listen
-				? smv_addr_format(&opts.listen[i], text[0], sizeof(text[0]))
-				: "-",
-			i < opts.nr_data ? smv_addr_format(smv_migration_data_address(i), text[1],
-						   sizeof(text[1]))
-					 : "-");
+	log_ready();
 	return 0;
 }
 
