@@ -21,6 +21,8 @@ int smv_backing_add_extents(struct smv_backing *backing, unsigned int sub_host,
 	if (offset_bytes % SMV_EXTENT_BYTES || offset_bytes > seg->size_bytes ||
 		nr_extents > (seg->size_bytes - offset_bytes) / SMV_EXTENT_BYTES)
 		return -EINVAL;
+	if (nr_extents == 0)
+		return 0; /* to reallocate to nothing would free the table */
 	grown = reallocarray(backing->extents, backing->nr_extents + nr_extents, sizeof(*grown));
 	if (!grown)
 		return -ENOMEM;

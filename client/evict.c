@@ -49,6 +49,7 @@ struct evictor {
 	uint64_t reclaim_hand; /* page */
 	struct victim batch[SMV_EVICT_BATCH];
 	unsigned int nr_batch;
+	bool in_trouble; /* told so */
 };
 
 static uint64_t range_first(uint64_t range)
@@ -113,8 +114,12 @@ static bool sweep(struct evictor *e)
 		if (!marked)
 			continue;
 		/* A page that may still be mapped is not inactive. */
-		if (zap_range(p, range_first(range), end) < 0)
+		if (zap_range(p, range_first(range), end) < 0) {
 			to = SMV_PAGE_ACTIVE;
+			e->in_trouble = true;
+			smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION,
+				"the VM's process does not give up pages: nothing can be evicted");
+		}
 		/* Counted before they can be counted down again. */
 		atomic_fetch_add(&p->nr_inactive, marked);
 		for (uint64_t page = range_first(range); page < end; page++)
@@ -122,6 +127,8 @@ static bool sweep(struct evictor *e)
 		if (to == SMV_PAGE_ACTIVE)
 			inactive = 0;
 		atomic_fetch_sub(&p->nr_inactive, marked - inactive);
+		if (to == SMV_PAGE_ACTIVE)
+			return false;
 		if (!inactive)
 			continue;
 		e->fifo[(e->fifo_head + e->fifo_len++) % p->nr_ranges] = range;
@@ -339,8 +346,8 @@ static void keep(struct evictor *e, struct victim *v)
 
 	if (v->fresh_slot)
 		smv_slots_free(p->c.slots, v->slot);
-	if ((now & SMV_WORD_WAITER) &&
-		smv_uffd_continue(p->c.uffd, addr, SMV_PAGE_SIZE, false) == -EEXIST)
+	/* Whatever keeps it from being mapped, its threads fault again and say so. */
+	if ((now & SMV_WORD_WAITER) && smv_uffd_continue(p->c.uffd, addr, SMV_PAGE_SIZE, false) < 0)
 		smv_uffd_wake(p->c.uffd, addr, SMV_PAGE_SIZE);
 	smv_pagemap_set(p->c.map, v->page, word);
 	v->kept = true;
@@ -471,7 +478,8 @@ static void complain(struct evictor *e, int r)
 		snprintf(text, sizeof(text), "%.190s", why.message);
 	else
 		return;
-	smv_pager_set_trouble(e->p, text);
+	smv_pager_set_trouble(e->p, SMV_TROUBLE_EVICTION, text);
+	e->in_trouble = true;
 }
 
 /* Bring the free frames up to the high watermark. */
@@ -488,13 +496,16 @@ static void make_room(struct evictor *e)
 		choose_victims(e);
 		if (e->nr_batch == 0) {
 			/* Everything inactive was touched again: start over a little later. */
-			smv_sleep_ms(1);
+			smv_sleep_ms(e->in_trouble ? WRITE_RETRY_MS : 1);
 			return;
 		}
 		r = evict_batch(e);
 		if (r < 0) {
 			complain(e, r);
 			smv_sleep_ms(WRITE_RETRY_MS);
+		} else if (e->in_trouble) {
+			e->in_trouble = false;
+			smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION, "");
 		}
 	}
 }
@@ -519,7 +530,7 @@ void *smv_evict_thread(void *arg)
 	e.fifo = calloc(p->nr_ranges, sizeof(*e.fifo));
 	e.queued = calloc(p->nr_ranges, sizeof(*e.queued));
 	if (!e.fifo || !e.queued)
-		smv_pager_set_trouble(p, "out of memory: nothing is evicted");
+		smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION, "out of memory: nothing is evicted");
 	while (e.fifo && e.queued && !atomic_load(&p->stop)) {
 		sleep_until_low(&e);
 		if (atomic_load(&p->frames_free) < p->frames_low)

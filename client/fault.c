@@ -68,15 +68,22 @@ static void frame_return(struct smv_pager *p)
 
 static void lose(struct worker *w, uint64_t page, smv_page_word word, const char *why)
 {
+	if (smv_word_state(word) == SMV_PAGE_LOCAL) {
+		atomic_fetch_sub(&w->p->range_local[page / SMV_EXTENT_PAGES], 1);
+		if (smv_word_activity(word) == SMV_PAGE_INACTIVE)
+			atomic_fetch_sub(&w->p->nr_inactive, 1);
+		frame_return(w->p);
+	}
 	smv_pagemap_set(w->p->c.map, page, smv_word_with_state(word, SMV_PAGE_LOST));
 	if (w->nr_lost_logged++ < 100)
 		smv_log_error(
 			"VM '%s': page %lu is LOST: %s; its threads wait", w->p->c.name, page, why);
-	smv_pager_set_trouble(w->p, "a page is lost; threads that touch it wait for ever");
+	smv_pager_set_trouble(
+		w->p, SMV_TROUBLE_LOST, "a page is lost; threads that touch it wait for ever");
 }
 
 /* The page is in the file and has no PTE: map it. The caller holds its lock. */
-static void map_local(struct worker *w, const struct fault *f, smv_page_word word)
+static enum outcome map_local(struct worker *w, const struct fault *f, smv_page_word word)
 {
 	struct smv_pager *p = w->p;
 	struct smv_page_at at = smv_page_at(p, f->page);
@@ -90,7 +97,7 @@ static void map_local(struct worker *w, const struct fault *f, smv_page_word wor
 	r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, pte & SMV_PAGEMAP_UFFD_WP);
 	if (r == -EFAULT) {
 		lose(w, f->page, word, "its RAM file has a hole there");
-		return;
+		return DONE;
 	}
 	if (smv_word_activity(word) == SMV_PAGE_INACTIVE)
 		atomic_fetch_sub(&p->nr_inactive, 1);
@@ -100,6 +107,7 @@ static void map_local(struct worker *w, const struct fault *f, smv_page_word wor
 	else if (r < 0 && r != -ESRCH)
 		smv_log_error("VM '%s': UFFDIO_CONTINUE of page %lu: %s", p->c.name, f->page,
 			strerror(-r));
+	return r == 0 || r == -EEXIST || r == -ESRCH ? DONE : DEFER;
 }
 
 static void became_local(struct smv_pager *p, uint64_t page, smv_page_word word)
@@ -184,7 +192,7 @@ static enum outcome handle(struct worker *w, const struct fault *f)
 		outcome = start_fetch(w, f, word);
 		break;
 	case SMV_PAGE_LOCAL:
-		map_local(w, f, word);
+		outcome = map_local(w, f, word);
 		break;
 	case SMV_PAGE_FETCHING:
 	case SMV_PAGE_OUT:
@@ -331,7 +339,7 @@ static void mend(struct worker *w)
 	bool down = smv_remote_mend(w->p->fault_remote, &why) > 0;
 
 	if (down != w->server_down)
-		smv_pager_set_trouble(w->p, down ? why.message : "");
+		smv_pager_set_trouble(w->p, SMV_TROUBLE_FAULTS, down ? why.message : "");
 	w->server_down = down;
 }
 
@@ -351,7 +359,7 @@ void *smv_fault_thread(void *arg)
 	struct worker *w = calloc(1, sizeof(*w));
 
 	if (!w) {
-		smv_pager_set_trouble(arg, "out of memory: no fault is served");
+		smv_pager_set_trouble(arg, SMV_TROUBLE_FAULTS, "out of memory: no fault is served");
 		return NULL;
 	}
 	w->p = arg;

@@ -46,10 +46,12 @@ void smv_drain(int fd)
 		smv_log_error("eventfd: %s", strerror(errno));
 }
 
-void smv_pager_set_trouble(struct smv_pager *p, const char *text)
+void smv_pager_set_trouble(struct smv_pager *p, enum smv_trouble kind, const char *text)
 {
 	pthread_mutex_lock(&p->trouble_lock);
-	snprintf(p->trouble, sizeof(p->trouble), "%s", text);
+	if (text[0] && strcmp(text, p->trouble[kind]) != 0)
+		smv_log_warning("VM '%s': %s", p->c.name, text);
+	snprintf(p->trouble[kind], sizeof(p->trouble[kind]), "%s", text);
 	pthread_mutex_unlock(&p->trouble_lock);
 }
 
@@ -176,6 +178,8 @@ void smv_pager_stats(struct smv_pager *p, struct smv_pager_stats *s)
 		s->bytes_written += smv_remote_bytes_of(p->evict_remote, h).written;
 	}
 	pthread_mutex_lock(&p->trouble_lock);
-	memcpy(s->trouble, p->trouble, sizeof(s->trouble));
+	for (int kind = SMV_NR_TROUBLES - 1; kind >= 0; kind--)
+		if (p->trouble[kind][0])
+			memcpy(s->trouble, p->trouble[kind], sizeof(s->trouble));
 	pthread_mutex_unlock(&p->trouble_lock);
 }

@@ -9,6 +9,9 @@
 /* Reads under way at most. */
 #define SMV_MAX_FETCHES 128
 
+/* What can be wrong at the same time, and passes at different times; the first is shown. */
+enum smv_trouble { SMV_TROUBLE_LOST, SMV_TROUBLE_FAULTS, SMV_TROUBLE_EVICTION, SMV_NR_TROUBLES };
+
 struct smv_pager {
 	struct smv_pager_config c;
 	uint64_t nr_ranges;            /* of SMV_EXTENT_PAGES pages: the unit of sweeps */
@@ -30,7 +33,7 @@ struct smv_pager {
 	_Atomic uint64_t faults, page_ins, zero_fills;
 	_Atomic uint64_t evictions, evictions_clean, evictions_aborted, waited_for_room;
 	pthread_mutex_t trouble_lock;
-	char trouble[200];
+	char trouble[SMV_NR_TROUBLES][200];
 };
 
 /* A page's place in the VM. */
@@ -53,7 +56,8 @@ void *smv_evict_thread(void *pager);
 
 void smv_kick(int eventfd);
 void smv_drain(int eventfd);
-void smv_pager_set_trouble(struct smv_pager *p, const char *text);
+/* An empty @text: it has passed. */
+void smv_pager_set_trouble(struct smv_pager *p, enum smv_trouble kind, const char *text);
 
 static inline void smv_count(_Atomic uint64_t *counter, uint64_t n)
 {

@@ -13,6 +13,9 @@
 #include <sys/mman.h>
 
 #define DEPTH 128
+/* A thread that serves faults connects again between them: a sub-host that does not answer must not
+ * hold it up. */
+#define MEND_CONNECT_MS 200
 #define BACKOFF_MIN_NS (100 * SMV_NS_PER_MS)
 #define BACKOFF_MAX_NS (5 * SMV_NS_PER_S)
 
@@ -40,10 +43,13 @@ struct smv_remote {
 	unsigned int next; /* where the next poll starts, so that no sub-host starves another */
 };
 
-static int link_connect(struct smv_remote *remote, unsigned int h, struct smv_error *err)
+static int link_connect(struct smv_remote *remote, unsigned int h, unsigned int connect_timeout_ms,
+	struct smv_error *err)
 {
 	const struct smv_backing *b = remote->backing;
-	struct smv_conn_options options = {.depth = DEPTH, .timeout_ms = remote->timeout_ms};
+	struct smv_conn_options options = {.depth = DEPTH,
+		.timeout_ms = remote->timeout_ms,
+		.connect_timeout_ms = connect_timeout_ms};
 	struct smv_ticket ticket;
 	int r = b->ticket(b->ticket_ctx, h, remote->role, &ticket);
 
@@ -86,7 +92,7 @@ int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_
 		goto fail;
 	}
 	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
-		if (backing->sub_hosts[h].nr_segments && (r = link_connect(remote, h, err)) < 0)
+		if (backing->sub_hosts[h].nr_segments && (r = link_connect(remote, h, 0, err)) < 0)
 			goto fail;
 	*out = remote;
 	return 0;
@@ -150,6 +156,9 @@ int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_sl
 	if (!l->conn)
 		return -ENOTCONN;
 	r = smv_conn_post(l->conn, &request, 1);
+	/* A connection that failed while nothing was under way has no completion to tell of it. */
+	if (r == -ENOTCONN && smv_conn_in_flight(l->conn) == 0)
+		link_down(remote, place.sub_host);
 	return r < 0 ? r : r == 0 ? -EAGAIN : 0;
 }
 
@@ -215,7 +224,8 @@ unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 
 		if (l->conn || !remote->backing->sub_hosts[h].nr_segments)
 			continue;
-		if (now >= l->retry_at_ns && link_connect(remote, h, &l->why) == 0) {
+		if (now >= l->retry_at_ns &&
+			link_connect(remote, h, MEND_CONNECT_MS, &l->why) == 0) {
 			smv_log_info("the data connection to sub-host %s is back",
 				remote->backing->sub_hosts[h].address);
 			continue;

@@ -2,6 +2,7 @@
 #include "client/uffd.h"
 
 #include "common/cleanup.h"
+#include "common/fault_point.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -209,7 +210,8 @@ int smv_kernel_check(struct smv_error *err)
 	if (uffd < 0)
 		return smv_fail(err, SMV_REFUSED, "kernel", hint,
 			"this kernel (%s) gives no userfaultfd: %s", uts.release, strerror(-uffd));
-	if ((r = smv_uffd_api(uffd, SMV_UFFD_PAGE)) < 0)
+	r = smv_fault_point("kernel-features") ? -EINVAL : smv_uffd_api(uffd, SMV_UFFD_PAGE);
+	if (r < 0)
 		return smv_fail(err, SMV_REFUSED, "kernel", hint,
 			"this kernel (%s) lacks asynchronous write-protection and minor faults of "
 			"shared memory in userfaultfd, which need Linux 6.7: %s",

@@ -27,6 +27,7 @@ struct data_conn {
 	struct lease *lease;
 	struct smv_conn *conn; /* valid as long as it is in the lease's list */
 	uint32_t epoch;
+	bool writer;
 	bool closing;
 };
 
@@ -752,6 +753,36 @@ static void add_conn(struct lease *l, struct data_conn *c)
 	l->nr_conns++;
 }
 
+/*
+ * A lease has one writer at a time: the newest. A writer that comes back after a time-out may have
+ * left requests behind that its old connection's thread has not read yet; they must take effect
+ * before the new connection's, or not at all. Returns NULL, or why the newcomer is refused.
+ */
+static const char *displace_writers(
+	struct smv_lease_table *t, uint64_t id, uint32_t epoch, struct lease **lease)
+{
+	uint64_t deadline = smv_now_ns() + DISCONNECT_TIMEOUT_NS;
+
+	for (;;) {
+		bool any = false;
+
+		*lease = find(t, id);
+		if (!*lease || !is_usable(*lease) || (*lease)->epoch != epoch)
+			return "it was released or fenced meanwhile";
+		for (struct data_conn *c = (*lease)->conns; c; c = c->next) {
+			any = any || c->writer;
+			if (c->writer && !c->closing) {
+				c->closing = true;
+				smv_conn_close(c->conn);
+			}
+		}
+		if (!any)
+			return NULL;
+		if (wait_changed(t, deadline) == ETIMEDOUT)
+			return "its former writer has not ended yet";
+	}
+}
+
 int smv_lease_admit(struct smv_lease_table *table, const struct smv_transport *transport,
 	struct smv_conn *conn, const void *private_data, size_t private_len,
 	struct smv_domain **domain, unsigned int *access, void **conn_ctx)
@@ -771,6 +802,9 @@ int smv_lease_admit(struct smv_lease_table *table, const struct smv_transport *t
 	pthread_mutex_lock(&table->lock);
 	l = find(table, ticket.lease_id);
 	why = refusal(l, transport, private_data, &ticket);
+	c->writer = ticket.role == SMV_ROLE_WRITER;
+	if (!why && c->writer)
+		why = displace_writers(table, ticket.lease_id, ticket.epoch, &l);
 	if (!why) {
 		*domain = l->domain;
 		*access = role_access(ticket.role);

@@ -181,6 +181,7 @@ int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct sm
 	r = call(d, "PrepareMigration", &q, (void **)&p, RPC_TIMEOUT_MS, err);
 	if (r < 0)
 		return r;
+	d->granted = true;
 	r = take_grant(d, p, err);
 	if (r == -EPROTO || r == -EINVAL || r == -ENOMEM)
 		smv_fail(err, SMV_INTERNAL, "bad-grant", "Run the same version everywhere.",
@@ -342,8 +343,15 @@ enum smv_verdict smv_dest_commit(struct smv_dest *d, unsigned int timeout_ms, ch
 	/* The answer may take as long as the destination takes to load its state, and a bit. */
 	if (call(d, "CommitMigration", &q, (void **)&v, timeout_ms + RPC_TIMEOUT_MS, err) == 0) {
 		verdict = verdict_of(v, state, state_len, err);
-		if (verdict == SMV_VERDICT_COMMITTED && v->why[0])
-			smv_log_error("the destination owns the VM, but: %s", v->why);
+		if (verdict == SMV_VERDICT_OPEN)
+			smv_fail(err, SMV_INTERNAL, "no-verdict", NULL,
+				"the main host answered the commit with neither yes nor no");
+		else if (verdict == SMV_VERDICT_COMMITTED && v->why[0])
+			smv_fail(err, SMV_UNKNOWN, "not-running",
+				"Do not start the source; see smemvctl vms and the log of "
+				"smemv-pagerd.",
+				"the destination owns the VM, but does not run it yet: %.400s",
+				v->why);
 		done(v);
 	}
 	return verdict;
@@ -355,6 +363,7 @@ enum smv_verdict smv_dest_abort(
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	struct smv_error err;
 
+	/* Undoing everything takes the main host a while; dead, it is known at once. */
 	for (;;) {
 		Smemv__V1__AbortMigrationRequest q = SMEMV__V1__ABORT_MIGRATION_REQUEST__INIT;
 		Smemv__V1__MigrationVerdict *v = NULL;
@@ -362,7 +371,7 @@ enum smv_verdict smv_dest_abort(
 
 		q.migration_id = d->migration_id;
 		q.why = (char *)why;
-		if (call(d, "AbortMigration", &q, (void **)&v, RPC_TIMEOUT_MS, &err) == 0) {
+		if (call(d, "AbortMigration", &q, (void **)&v, timeout_ms, &err) == 0) {
 			verdict = verdict_of(v, state, state_len, &err);
 			done(v);
 			return verdict;

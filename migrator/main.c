@@ -65,8 +65,9 @@ static unsigned int number(
 
 	errno = 0;
 	v = strtoul(text, &end, 10);
-	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 1000000000)
-		argp_error(state, "%s '%s': write a whole number, at least %lu", option, text, min);
+	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 1000000)
+		argp_error(state, "%s '%s': write a whole number from %lu to 1000000", option, text,
+			min);
 	return (unsigned int)v;
 }
 

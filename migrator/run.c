@@ -12,11 +12,15 @@
 #include "migrator/source.h"
 #include "migrator/tracker.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 
 /* What a switch-over costs beside the last pages: stopping, QEMU's device state, the commit. */
 #define SWITCH_OVER_MS 40.0
+/* How long the VM may stand still while QEMU sends or loads the device state. */
+#define STOPPED_TIMEOUT_MS 30000
+#define ABORT_TIMEOUT_MS 30000
 
 struct run {
 	const struct smv_run_options *o;
@@ -76,9 +80,10 @@ static int prepare(struct run *run, struct smv_error *err)
 	snprintf(run->result->migration_id, sizeof(run->result->migration_id), "%s",
 		run->dest.migration_id);
 	smv_progress_phase("preparing the main host and %zu sub-hosts", o->nr_sub_hosts);
-	if ((r = smv_dest_prepare(&run->dest, &prepare, err)) < 0)
+	r = smv_dest_prepare(&run->dest, &prepare, err);
+	run->refusable = !run->dest.granted;
+	if (r < 0)
 		return r;
-	run->refusable = false;
 	snprintf(run->result->transport, sizeof(run->result->transport), "%s", run->dest.transport);
 	snprintf(run->result->transport_reason, sizeof(run->result->transport_reason), "%s",
 		run->dest.transport_reason);
@@ -213,7 +218,7 @@ static int rounds(struct run *run, struct smv_error *err)
 
 static int switch_over(struct run *run, struct smv_error *err)
 {
-	unsigned int timeout_ms = (run->o->timeout_s ? run->o->timeout_s : 3600) * 1000;
+	const unsigned int timeout_ms = STOPPED_TIMEOUT_MS;
 	CLEANUP_FREE char *uri = NULL;
 	int r;
 
@@ -238,7 +243,6 @@ static int switch_over(struct run *run, struct smv_error *err)
 
 static int migrate(struct run *run, struct smv_error *err)
 {
-	unsigned int timeout_ms = (run->o->timeout_s ? run->o->timeout_s : 3600) * 1000;
 	struct smv_result *result = run->result;
 	int r;
 
@@ -246,12 +250,13 @@ static int migrate(struct run *run, struct smv_error *err)
 		(r = sample(run, err)) < 0 || (r = first_round(run, err)) < 0 ||
 		(r = rounds(run, err)) < 0 || (r = switch_over(run, err)) < 0)
 		return r;
-	if (smv_dest_commit(&run->dest, timeout_ms, result->destination_state,
+	err->code = SMV_OK;
+	if (smv_dest_commit(&run->dest, STOPPED_TIMEOUT_MS, result->destination_state,
 		    sizeof(result->destination_state), err) != SMV_VERDICT_COMMITTED)
 		return smv_code_to_errno(err->code);
 	result->committed = true;
 	result->downtime_ms = ms_since(run->stopped_ns);
-	return 0;
+	return err->code == SMV_OK ? 0 : -EINPROGRESS; /* committed, but not seen to run */
 }
 
 static void fill_counts(struct run *run)
@@ -282,7 +287,8 @@ static void fill_counts(struct run *run)
 static bool is_refusal(enum smv_code code)
 {
 	return code == SMV_REFUSED || code == SMV_NO_ROOM || code == SMV_INVALID ||
-	       code == SMV_NOT_FOUND || code == SMV_EXISTS || code == SMV_PERMISSION;
+	       code == SMV_NOT_FOUND || code == SMV_EXISTS || code == SMV_PERMISSION ||
+	       code == SMV_UNIMPLEMENTED;
 }
 
 /* Put everything back: first learn from the main host that it will not run the VM. */
@@ -293,13 +299,14 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 	enum smv_verdict verdict = SMV_VERDICT_ABORTED;
 	struct smv_error resume_err;
 
-	if (run->refusable && is_refusal(err->code))
-		return SMV_NOT_BEGUN;
+	if (result->committed)
+		return SMV_DOUBTFUL;
+	if (run->refusable && !run->dest.prepared)
+		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
 	smv_progress_phase("aborting: %s", err->message);
 	if (run->dest.prepared)
-		verdict = smv_dest_abort(&run->dest, err->message,
-			run->dest.commit_sent ? 30000 : 2000, result->destination_state,
-			sizeof(result->destination_state));
+		verdict = smv_dest_abort(&run->dest, err->message, ABORT_TIMEOUT_MS,
+			result->destination_state, sizeof(result->destination_state));
 	if (verdict == SMV_VERDICT_COMMITTED) {
 		/* The answer to the commit was lost, not the commit. */
 		result->committed = true;
@@ -307,6 +314,8 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 		err->code = SMV_OK;
 		return SMV_COMPLETED;
 	}
+	if (run->refusable)
+		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
 	/* Nobody but us can ask for the commit, so without the request there will be none. */
 	if (verdict != SMV_VERDICT_ABORTED && run->dest.commit_sent)
 		return SMV_DOUBTFUL;

@@ -12,8 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Long enough for a busy QEMU to answer, short enough for a wrong name. */
+#define CONNECT_TIMEOUT_MS 3000
 #define ZAP_CHUNK (256ull << 20)
-#define PROTECT_CHUNK (1ull << 30)
 
 static const char *const capabilities[] = {"events", "x-ignore-shared", "pause-before-switchover"};
 
@@ -63,7 +64,8 @@ int smv_source_open(
 
 	memset(s, 0, sizeof(*s));
 	s->uffd = s->pagemap_fd = -1;
-	if ((r = smv_kernel_check(err)) < 0 || (r = smv_qmp_open(qmp_path, 0, &s->qmp, err)) < 0 ||
+	if ((r = smv_kernel_check(err)) < 0 ||
+		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
 		(r = smv_shim_open(shim_path, &s->shim, &s->pid, err)) < 0 ||
 		(r = check_running(s, err)) < 0 || (r = smv_allow_list_check(s->qmp, err)) < 0 ||
 		(r = smv_guest_ram_find(s->qmp, s->pid, &s->ram, err)) < 0)
@@ -160,14 +162,20 @@ int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned
 	uint64_t *stopped_ns, bool (*cancelled)(void), struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+	int without_event = 0;
 
 	for (;;) {
 		CLEANUP_JSON json_t *event = NULL;
 		const char *name;
 		int r = check_status(s, wanted, err);
 
-		if (r != 0 && !(r > 0 && stopped_ns && !*stopped_ns))
+		if (r < 0 || (r > 0 && (!stopped_ns || *stopped_ns)))
 			return r < 0 ? r : 0;
+		/* The event comes before the status; if it does not, the VM was paused before. */
+		if (r > 0 && ++without_event > 10) {
+			*stopped_ns = smv_now_ns();
+			return 0;
+		}
 		if (cancelled())
 			return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
 		if (smv_now_ns() > end)
@@ -194,23 +202,22 @@ int smv_source_resume(struct smv_source *s, struct smv_error *err)
 	char state[64], status[64];
 	int r;
 
-	if (s->migrating) {
+	/* QEMU was never told to stop: if the VM is paused, that is its operator's wish. */
+	if (!s->migrating)
+		return 0;
+	if ((r = migration_status(s, status, sizeof(status), err)) < 0)
+		return r;
+	if (!is_idle(status))
+		smv_qmp_execute(s->qmp, "migrate_cancel", NULL, NULL, SMV_QMP_TIMEOUT_MS, NULL);
+	while (!is_idle(status)) {
+		if (smv_now_ns() > end)
+			return smv_fail(err, SMV_TIMEOUT, "cancel", NULL,
+				"the source's QEMU does not end its migration: '%s'", status);
+		smv_sleep_ms(2);
 		if ((r = migration_status(s, status, sizeof(status), err)) < 0)
 			return r;
-		if (!is_idle(status))
-			smv_qmp_execute(
-				s->qmp, "migrate_cancel", NULL, NULL, SMV_QMP_TIMEOUT_MS, NULL);
-		while (!is_idle(status)) {
-			if (smv_now_ns() > end)
-				return smv_fail(err, SMV_TIMEOUT, "cancel", NULL,
-					"the source's QEMU does not end its migration: '%s'",
-					status);
-			smv_sleep_ms(2);
-			if ((r = migration_status(s, status, sizeof(status), err)) < 0)
-				return r;
-		}
-		s->migrating = false;
 	}
+	s->migrating = false;
 	/* QEMU lets the VM run again by itself after a cancel, but not after a completed transfer.
 	 */
 	for (;;) {

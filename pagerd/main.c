@@ -127,8 +127,7 @@ static void log_ready(void)
 	strncat(line, ", data", sizeof(line) - strlen(line) - 1);
 	for (size_t i = 0; i < opts.nr_data; i++) {
 		strncat(line, i ? ", " : " ", sizeof(line) - strlen(line) - 1);
-		strncat(line,
-			smv_addr_format(smv_migration_data_address(i), text, sizeof(text)),
+		strncat(line, smv_addr_format(smv_migration_data_address(i), text, sizeof(text)),
 			sizeof(line) - strlen(line) - 1);
 	}
 	smv_log_info("%s", line);

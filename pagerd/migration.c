@@ -15,9 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define QMP_TIMEOUT_MS 5000
@@ -26,6 +28,8 @@
 #define MAX_ENDPOINTS 8
 #define MAX_VERDICTS 64
 #define SLACK_MIN (64 * SMV_MIB)
+/* The VM stands still while the destination loads the device state. */
+#define COMMIT_TIMEOUT_MAX_MS 60000
 
 typedef Smemv__V1__MigrationVerdict Verdict;
 typedef Smemv__V1__PrepareMigrationRequest PrepareRequest;
@@ -46,10 +50,15 @@ struct smv_migration {
 	_Atomic int state;
 	_Atomic uint64_t last_contact_ns;
 	bool incoming_started;
-	char why[200]; /* of the abort */
+	bool ignored_shared; /* QEMU's capability as it was before */
+	bool to_be_run;      /* committed, but the VM was not seen to run yet */
+	char why[200];       /* of the abort, or of the VM's not running */
 
-	pthread_mutex_t map_lock; /* placing pages: reports and hot chunks */
-	uint64_t applied;         /* sequence of the last report */
+	/* Held while pages are placed (reports and hot chunks), which only happens while the map is
+	 * open: after closing it under the lock nobody touches map, slots and ring any more. */
+	pthread_mutex_t map_lock;
+	bool map_open;
+	uint64_t applied; /* sequence of the last report */
 	uint64_t hot_credit;
 
 	struct smv_domain *ring_domain;
@@ -130,6 +139,13 @@ static bool change_state(struct smv_migration *m, int from, int to)
 	return atomic_compare_exchange_strong(&m->state, &from, to);
 }
 
+static void set_map_open(struct smv_migration *m, bool open)
+{
+	pthread_mutex_lock(&m->map_lock);
+	m->map_open = open;
+	pthread_mutex_unlock(&m->map_lock);
+}
+
 static void touch(struct smv_migration *m)
 {
 	atomic_store(&m->last_contact_ns, smv_now_ns());
@@ -208,7 +224,7 @@ static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t
 
 	(void)ctx;
 	pthread_mutex_lock(&m->map_lock);
-	if (atomic_load(&m->state) == RECEIVING)
+	if (m->map_open)
 		r = install_chunk(vm, m, index);
 	pthread_mutex_unlock(&m->map_lock);
 	touch(m);
@@ -484,6 +500,7 @@ static int set_up(
 	if (r < 0)
 		return r;
 	vm->backed = true;
+	vm->renewed_ns = smv_now_ns();
 	if (!endpoint_for(vm->backing.transport))
 		return smv_fail(err, SMV_REFUSED, "no-data-address",
 			"Start smemv-pagerd with a --data address of that transport.",
@@ -648,6 +665,8 @@ int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareRes
 	atomic_store(&m->state, PREPARING);
 	vm->state = SMV_VM_RECEIVING;
 	r = set_up(vm, m, q, err);
+	if (r == 0)
+		set_map_open(m, true);
 	if (r == 0 && !change_state(m, PREPARING, RECEIVING))
 		r = smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration was aborted");
 	if (r == 0)
@@ -750,7 +769,7 @@ int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest 
 
 	touch(m);
 	pthread_mutex_lock(&m->map_lock);
-	if (atomic_load(&m->state) != RECEIVING)
+	if (!m->map_open)
 		r = not_receiving(m, err);
 	else if (q->sequence > m->applied + 1)
 		r = smv_fail(err, SMV_INVALID, "report-gap", NULL,
@@ -781,7 +800,9 @@ static int ask_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
 
 	snprintf(addr.host, sizeof(addr.host), "%s", e->advertised.host);
 	snprintf(text, sizeof(text), strchr(addr.host, ':') ? "tcp:[%s]:0" : "tcp:%s:0", addr.host);
-	if ((r = smv_qmp_set_capability(vm->qmp, "x-ignore-shared", true, err)) < 0 ||
+	if ((r = smv_qmp_get_capability(
+		     vm->qmp, "x-ignore-shared", &vm->migration->ignored_shared, err)) < 0 ||
+		(r = smv_qmp_set_capability(vm->qmp, "x-ignore-shared", true, err)) < 0 ||
 		(r = smv_qmp_execute(vm->qmp, "migrate-incoming", json_pack("{s:s}", "uri", text),
 			 NULL, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_qmp_execute(vm->qmp, "query-migrate", NULL, &info, QMP_TIMEOUT_MS, err)) <
@@ -852,6 +873,7 @@ int smv_migration_confirm(
 	if (atomic_load(&m->state) != RECEIVING) {
 		r = not_receiving(m, err);
 	} else {
+		set_map_open(m, false);
 		ring_close(m);
 		if ((r = compare_maps(vm, m, q, err)) == 0 &&
 			(r = smv_leases_fence(&vm->leases, &vm->backing, err)) == 0 &&
@@ -916,34 +938,57 @@ static int run_destination(struct smv_vm *vm, struct smv_error *err)
 	return r;
 }
 
+/* After the commit: the VM must run, if not now then later (smv_migration_tick()). */
+static void run_committed(struct smv_vm *vm, struct smv_migration *m)
+{
+	struct smv_error err;
+
+	m->to_be_run = run_destination(vm, &err) < 0;
+	m->why[0] = '\0';
+	if (m->to_be_run) {
+		smv_log_error("VM '%s' is committed, but does not run: %s", vm->name, err.message);
+		snprintf(m->why, sizeof(m->why), "%.190s", err.message);
+		return;
+	}
+	/* It would make the operator's next ordinary migration send no RAM. */
+	if (smv_qmp_set_capability(vm->qmp, "x-ignore-shared", m->ignored_shared, &err) < 0)
+		smv_log_warning("VM '%s': cannot restore the capability x-ignore-shared: %s",
+			vm->name, err.message);
+}
+
+/* -EAGAIN: not yet. */
 static int commit_once_loaded(struct smv_vm *vm, struct smv_migration *m, struct smv_error *err)
 {
 	int r = destination_loaded(vm, err);
 
 	if (r <= 0)
 		return r == 0 ? -EAGAIN : r;
+	/* From the commit on no lease may expire by time. */
+	if (!smv_leases_hold(&vm->leases, &vm->backing))
+		return smv_fail(err, SMV_UNAVAILABLE, "leases", "Check the sub-hosts.",
+			"a sub-host does not confirm its lease");
 	if (!change_state(m, CONFIRMED, COMMITTED))
 		return not_receiving(m, err);
 	record_commit(vm, m);
 	vm->state = SMV_VM_RUNNING;
 	smv_log_info("VM '%s': migration %s is committed", vm->name, m->id);
-	if (run_destination(vm, err) < 0) {
-		smv_log_error("VM '%s': %s", vm->name, err->message);
-		snprintf(m->why, sizeof(m->why), "%.190s", err->message);
-	}
+	run_committed(vm, m);
 	return 0;
 }
 
-int smv_migration_commit(
-	struct smv_vm *vm, unsigned int timeout_ms, Verdict *verdict, struct smv_error *err)
+int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
+	unsigned int timeout_ms, Verdict *verdict, struct smv_error *err)
 {
-	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	struct smv_migration *m = vm->migration;
+	uint64_t end;
 	int r;
 
+	if (timeout_ms > COMMIT_TIMEOUT_MAX_MS)
+		timeout_ms = COMMIT_TIMEOUT_MAX_MS;
+	end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+	touch(m);
 	for (;;) {
 		pthread_mutex_lock(&vm->lock);
-		touch(m);
 		if (atomic_load(&m->state) == COMMITTED)
 			r = 0;
 		else if (atomic_load(&m->state) != CONFIRMED)
@@ -953,6 +998,9 @@ int smv_migration_commit(
 		pthread_mutex_unlock(&vm->lock);
 		if (r != -EAGAIN)
 			break;
+		if (smv_rpc_call_is_cancelled(call))
+			return smv_fail(
+				err, SMV_CANCELLED, "cancelled", NULL, "the caller has gone");
 		if (smv_now_ns() > end)
 			return smv_fail(err, SMV_TIMEOUT, "destination-slow", "Raise --timeout.",
 				"the destination's QEMU has not loaded the device state after %u "
@@ -969,7 +1017,10 @@ int smv_migration_commit(
 static void reset_destination(struct smv_vm *vm, const struct smv_migration *m)
 {
 	if (m->incoming_started) {
-		smv_qmp_execute(vm->qmp, "quit", NULL, NULL, QMP_TIMEOUT_MS, NULL);
+		/* Whatever it has loaded, it must never run. */
+		if (smv_qmp_execute(vm->qmp, "quit", NULL, NULL, QMP_TIMEOUT_MS, NULL) < 0 &&
+			syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0)
+			smv_log_warning("VM '%s': QEMU did not quit and was killed", vm->name);
 		vm->state = SMV_VM_FAILED;
 		return;
 	}
@@ -993,6 +1044,7 @@ void smv_migration_abort(struct smv_vm *vm, const char *why, Verdict *verdict)
 		pthread_mutex_lock(&vm->lock);
 		snprintf(m->why, sizeof(m->why), "%s", why);
 		smv_log_warning("VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
+		set_map_open(m, false);
 		ring_close(m);
 		smv_vm_back_out(vm);
 		reset_destination(vm, m);
@@ -1018,7 +1070,7 @@ void smv_migration_verdict(struct smv_vm *vm, Verdict *verdict)
 	verdict->why = strdup(m->why);
 }
 
-void smv_migration_check_silence(struct smv_vm *vm)
+void smv_migration_tick(struct smv_vm *vm)
 {
 	struct smv_migration *m = vm->migration;
 	int state = m ? atomic_load(&m->state) : ABORTED;
@@ -1026,4 +1078,9 @@ void smv_migration_check_silence(struct smv_vm *vm)
 	if (state != COMMITTED && state != ABORTED &&
 		smv_now_ns() - atomic_load(&m->last_contact_ns) > SILENCE_NS)
 		smv_migration_abort(vm, "the source has not been heard of for 60 s", NULL);
+	if (state == COMMITTED && pthread_mutex_trylock(&vm->lock) == 0) {
+		if (m->to_be_run && !vm->gone)
+			run_committed(vm, m);
+		pthread_mutex_unlock(&vm->lock);
+	}
 }

@@ -13,6 +13,7 @@
 #define SMV_PAGERD_MIGRATION_H
 
 #include "common/error.h"
+#include "rpc/rpc.h"
 #include "smemv/v1/pager.pb-c.h"
 #include "transport/transport.h"
 
@@ -49,14 +50,17 @@ int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest 
 int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error *err);
 int smv_migration_confirm(
 	struct smv_vm *vm, const Smemv__V1__ConfirmMapRequest *request, struct smv_error *err);
-int smv_migration_commit(struct smv_vm *vm, unsigned int timeout_ms,
-	Smemv__V1__MigrationVerdict *verdict, struct smv_error *err);
+/** smv_migration_commit - wait up to @timeout_ms for the destination to load the device state, then
+ * commit. Ends early when @call's caller has gone. */
+int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
+	unsigned int timeout_ms, Smemv__V1__MigrationVerdict *verdict, struct smv_error *err);
 
 /** smv_migration_abort - @verdict may be NULL. Takes the VM's lock. */
 void smv_migration_abort(struct smv_vm *vm, const char *why, Smemv__V1__MigrationVerdict *verdict);
 void smv_migration_verdict(struct smv_vm *vm, Smemv__V1__MigrationVerdict *verdict);
 
-/** smv_migration_check_silence - abort when the source has not been heard of for too long. */
-void smv_migration_check_silence(struct smv_vm *vm);
+/** smv_migration_tick - abort when the source has not been heard of for too long; let a committed
+ * VM run that does not yet. */
+void smv_migration_tick(struct smv_vm *vm);
 
 #endif

@@ -215,10 +215,9 @@ HANDLER(commit_migration)
 	int r;
 
 	(void)ctx;
-	(void)call;
 	if (!vm)
 		return no_migration(q->migration_id, err);
-	r = smv_migration_commit(vm, q->timeout_ms, (void *)response, err);
+	r = smv_migration_commit(vm, call, q->timeout_ms, (void *)response, err);
 	smv_vm_put(vm);
 	return r;
 }

@@ -194,10 +194,35 @@ static int attach(
 	return 0;
 }
 
+/* A destination that starts by itself would run before the commit. */
+static bool has_dash_S(pid_t pid)
+{
+	CLEANUP_FREE char *arg = NULL;
+	CLEANUP_FILE FILE *file = NULL;
+	char path[64];
+	size_t size = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+	file = fopen(path, "re");
+	while (file && getdelim(&arg, &size, '\0', file) > 0)
+		if (strcmp(arg, "-S") == 0 || strcmp(arg, "--S") == 0)
+			return true;
+	return false;
+}
+
 static int check_waiting(struct smv_vm *vm, struct smv_error *err)
 {
 	char state[64];
-	int r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err);
+	int r;
+
+	if (!has_dash_S(vm->pid))
+		return smv_fail(err, SMV_REFUSED, "autostart",
+			"Start it by smemv-run --pager, which adds -incoming defer and -S.",
+			"QEMU of VM '%s' was started without -S: it would run before the migration "
+			"is "
+			"committed",
+			vm->name);
+	r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err);
 
 	if (r == 0 && strcmp(state, "inmigrate") != 0)
 		return smv_fail(err, SMV_REFUSED, "not-waiting",
@@ -280,13 +305,9 @@ static void end_vm(struct smv_vm *vm, const char *why)
 
 void smv_vms_tick(void)
 {
-	static uint64_t renewed_ns;
-	bool renew = smv_now_ns() - renewed_ns > RENEW_NS;
 	struct smv_vm **list;
 	size_t n = smv_vms_list(&list);
 
-	if (renew)
-		renewed_ns = smv_now_ns();
 	for (size_t i = 0; i < n; i++) {
 		struct smv_vm *vm = list[i];
 		struct pollfd fd = {.fd = vm->pidfd, .events = POLLIN};
@@ -294,12 +315,13 @@ void smv_vms_tick(void)
 		if (poll(&fd, 1, 0) > 0) {
 			end_vm(vm, "QEMU's process has ended");
 		} else if (pthread_mutex_trylock(&vm->lock) == 0) {
-			if (vm->backed && vm->state == SMV_VM_RUNNING)
-				smv_leases_hold(&vm->leases, &vm->backing);
-			else if (vm->backed && renew)
+			if (vm->backed && vm->state == SMV_VM_RECEIVING &&
+				smv_now_ns() - vm->renewed_ns > RENEW_NS) {
 				smv_leases_renew(&vm->leases, &vm->backing);
+				vm->renewed_ns = smv_now_ns();
+			}
 			pthread_mutex_unlock(&vm->lock);
-			smv_migration_check_silence(vm);
+			smv_migration_tick(vm);
 		}
 		smv_vm_put(vm);
 	}

@@ -50,6 +50,7 @@ struct smv_vm {
 	struct smv_slots slots;
 	struct smv_pager *pager;
 	uint64_t budget_bytes;
+	uint64_t renewed_ns; /* when the leases were */
 	char transport_reason[200];
 	bool backed; /* leases, backing, map, slots and pager are set up */
 };

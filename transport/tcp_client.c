@@ -660,8 +660,7 @@ int smv_tcp_connect(struct smv_domain *domain, const struct smv_addr *addr,
 	const void *private_data, size_t private_len, const struct smv_conn_options *options,
 	struct smv_conn **conn, struct smv_error *err)
 {
-	uint64_t timeout_ns = options->timeout_ms * SMV_NS_PER_MS;
-	uint64_t deadline = smv_now_ns() + timeout_ns;
+	uint64_t deadline = smv_now_ns() + options->connect_timeout_ms * SMV_NS_PER_MS;
 	CLEANUP_CLOSE int fd = connect_any(addr, deadline, err);
 	char peer[SMV_ADDR_MAX];
 	struct tcp_client *c;
@@ -678,7 +677,7 @@ int smv_tcp_connect(struct smv_domain *domain, const struct smv_addr *addr,
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL,
 			"no memory for the connection to %s", peer);
 	c->fd = smv_take_fd(&fd);
-	c->timeout_ns = timeout_ns;
+	c->timeout_ns = options->timeout_ms * SMV_NS_PER_MS;
 	*conn = &c->base;
 	return 0;
 }

@@ -58,7 +58,7 @@ int smv_connect(struct smv_domain *domain, const struct smv_addr *addr, const vo
 	size_t private_len, const struct smv_conn_options *options, struct smv_conn **conn,
 	struct smv_error *err)
 {
-	struct smv_conn_options o = options ? *options : (struct smv_conn_options){0, 0};
+	struct smv_conn_options o = options ? *options : (struct smv_conn_options){0};
 
 	if (private_len > SMV_PRIVATE_DATA_MAX)
 		return smv_fail(err, SMV_INVALID, "private-data-too-long", NULL,
@@ -70,6 +70,8 @@ int smv_connect(struct smv_domain *domain, const struct smv_addr *addr, const vo
 		o.depth = MAX_DEPTH;
 	if (!o.timeout_ms)
 		o.timeout_ms = DEFAULT_TIMEOUT_MS;
+	if (!o.connect_timeout_ms)
+		o.connect_timeout_ms = o.timeout_ms;
 	return domain->transport->connect(domain, addr, private_data, private_len, &o, conn, err);
 }
 

@@ -109,7 +109,8 @@ struct smv_listener_handler {
 
 struct smv_conn_options {
 	unsigned int depth;      /* requests in flight at most; 0: 128 */
-	unsigned int timeout_ms; /* deadline of each request and of the connecting; 0: 5000 */
+	unsigned int timeout_ms; /* deadline of each request; 0: 5000 */
+	unsigned int connect_timeout_ms; /* of the connecting; 0: as timeout_ms */
 };
 
 struct smv_conn_stats {

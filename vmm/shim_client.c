@@ -72,19 +72,28 @@ static int receive(int fd, struct smv_shim_reply *reply, int *passed_fd)
 	return 0;
 }
 
-/* One request and its reply; 0, the shim's -errno, or that of the connection. */
+static int dial(const char *path, struct smv_error *err);
+
+/* One request and its reply; 0, the shim's -errno, or that of the connection. After a failure the
+ * next call connects anew: a QEMU that was stopped for a while is not lost for good. */
 static int call(struct smv_shim *shim, const struct smv_shim_request *request,
 	struct smv_shim_reply *reply, int *passed_fd)
 {
 	size_t len = offsetof(struct smv_shim_request, ranges) +
 		     request->nr_ranges * sizeof(request->ranges[0]);
-	int r = send_all(shim->fd, request, len);
+	int r;
 
+	if (shim->fd < 0)
+		shim->fd = dial(shim->path, NULL);
+	if (shim->fd < 0)
+		return shim->fd;
+	r = send_all(shim->fd, request, len);
 	if (!r)
 		r = receive(shim->fd, reply, passed_fd);
 	if (r < 0) {
 		/* A late reply must not pass for the next one's. */
-		shutdown(shim->fd, SHUT_RDWR);
+		close(shim->fd);
+		shim->fd = -1;
 		return r;
 	}
 	return reply->status <= 0 ? reply->status : -EPROTO;
@@ -142,7 +151,8 @@ int smv_shim_open(const char *path, struct smv_shim **shim, pid_t *pid, struct s
 	else if (!(*shim = malloc(sizeof(s))))
 		r = smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
 	if (r < 0) {
-		close(s.fd);
+		if (s.fd >= 0)
+			close(s.fd);
 		return r;
 	}
 	**shim = s;
@@ -158,7 +168,8 @@ void smv_shim_close(struct smv_shim *shim)
 {
 	if (!shim)
 		return;
-	close(shim->fd);
+	if (shim->fd >= 0)
+		close(shim->fd);
 	free(shim);
 }
 

@@ -116,7 +116,7 @@ static void server_stop(struct server *s)
 static int try_connect(struct client *c, const struct smv_transport *t, const struct smv_addr *addr,
 	unsigned int depth, unsigned int timeout_ms, struct smv_error *err)
 {
-	const struct smv_conn_options options = {depth, timeout_ms};
+	const struct smv_conn_options options = {.depth = depth, .timeout_ms = timeout_ms};
 
 	c->mem = calloc(1, CLIENT_SIZE);
 	cr_assert_eq(smv_domain_create(t, &c->domain), 0);

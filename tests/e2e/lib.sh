@@ -1,0 +1,193 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What the end-to-end tests share: a lab, checks that are counted, the guest's heartbeat. To be
+# sourced by tests/e2e/*.sh. Environment: SMEMV_BIN (a build with fault points), SMEMV_RESULTS (a
+# file that gets a line "pass NAME" or "fail NAME" per check), SMEMV_E2E_LOGS (where the logs of a
+# failed test are kept).
+set -euo pipefail
+
+E2E_DIR=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+E2E_NAME=$(basename "$0" .sh)
+SMEMV_SOURCE=$(dirname "$(dirname "$E2E_DIR")")
+: "${SMEMV_BIN:=$SMEMV_SOURCE/build/debug}" "${SMEMV_RESULTS:=/dev/null}" "${SMEMV_E2E_LOGS:=}"
+# shellcheck disable=SC2034 # for lib.sh
+LAB_VISIBLE=("$SMEMV_SOURCE" "$SMEMV_BIN")
+# shellcheck source=../../deploy/lib.sh
+. "$SMEMV_SOURCE/deploy/lib.sh"
+# shellcheck source=../../deploy/scenario.sh
+. "$SMEMV_SOURCE/deploy/scenario.sh"
+
+E2E_FAILED=0
+E2E_STAMPS=()
+
+e2e_finish() {
+	local status=$?
+	if ((status != 0 || E2E_FAILED)) && [[ -n $SMEMV_E2E_LOGS && -n $LAB_DIR ]]; then
+		mkdir -p "$SMEMV_E2E_LOGS/$E2E_NAME"
+		cp "$LAB_DIR"/*.log "$LAB_DIR"/*.console "$LAB_DIR"/*.json "$SMEMV_E2E_LOGS/$E2E_NAME/" \
+			2>/dev/null || :
+	fi
+	if ((status != 0)); then
+		echo "FAIL $E2E_NAME: ended with status $status" >&2
+		echo "fail $E2E_NAME: ended early" >>"$SMEMV_RESULTS"
+		tail -n 8 "$LAB_DIR"/*.log 2>/dev/null || :
+	fi
+	kill "${E2E_STAMPS[@]}" 2>/dev/null || :
+	lab_destroy
+	((status == 0 && E2E_FAILED == 0)) || exit 1
+}
+trap e2e_finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# check WHAT COMMAND...: one counted check.
+check() {
+	local what=$1
+	shift
+	if "$@"; then
+		echo "ok   $E2E_NAME: $what"
+		echo "pass $E2E_NAME: $what" >>"$SMEMV_RESULTS"
+	else
+		echo "FAIL $E2E_NAME: $what   [$*]" >&2
+		echo "fail $E2E_NAME: $what" >>"$SMEMV_RESULTS"
+		E2E_FAILED=1
+	fi
+}
+
+# A guest small enough that each of many tests may boot one.
+small_guest() {
+	GUEST_MIB=256 TEST_MIB=160 HOT_MIB=16
+	BUDGET_KIB=$((GUEST_MIB * 1024 * 30 / 100 / 4 * 4))
+}
+
+# up: the scenario, with each console line stamped with the host's clock.
+up() {
+	local host
+	lab_create
+	for host in source main; do
+		mkfifo "$LAB_DIR/$host.fifo"
+		# Opened for reading and writing, so that it never ends by itself.
+		python3 "$E2E_DIR/stamp.py" "$LAB_DIR/$host.console" <>"$LAB_DIR/$host.fifo" >/dev/null &
+		E2E_STAMPS+=("$!")
+	done
+	# shellcheck disable=SC2034 # for scenario.sh
+	SOURCE_CONSOLE=$LAB_DIR/source.fifo MAIN_CONSOLE=$LAB_DIR/main.fifo
+	scenario_up
+}
+
+# down: in order, and see that nothing is left.
+down() {
+	check "all leases are returned and the daemons end" scenario_down
+	kill "${E2E_STAMPS[@]}" 2>/dev/null || :
+	wait "${E2E_STAMPS[@]}" 2>/dev/null || :
+	check "the daemons' hosts hold no file any more" hosts_clean
+	if ((E2E_FAILED)) && [[ -n $SMEMV_E2E_LOGS ]]; then
+		mkdir -p "$SMEMV_E2E_LOGS/$E2E_NAME"
+		cp "$LAB_DIR"/*.log "$LAB_DIR"/*.console "$LAB_DIR"/*.json "$SMEMV_E2E_LOGS/$E2E_NAME/" \
+			2>/dev/null || :
+	fi
+	lab_destroy
+	check "no process, namespace or file is left" lab_check_clean
+}
+
+# The guests' RAM files belong to QEMU's user; all else must be gone.
+hosts_clean() {
+	local host left=''
+	for host in source main sub1 sub2; do
+		left+=$(host_run "$host" find /run /dev/shm -type f ! -name '*.ram' ! -name lock)
+	done
+	[[ -z $left ]] || {
+		echo "$left" >&2
+		return 1
+	}
+}
+
+# migrate [OPTIONS...]: sets RC; the result is in $LAB_DIR/result.json.
+migrate() {
+	RC=0
+	scenario_migrate --json "$@" >"$LAB_DIR/result.json" 2>>"$LAB_DIR/migrate.log" || RC=$?
+}
+
+# field EXPRESSION [FILE]: of the result.
+field() {
+	jq -r "$1" "${2:-$LAB_DIR/result.json}"
+}
+
+# is EXPRESSION: the result is exactly one object, of which jq says that it is true.
+is() {
+	jq -es "length == 1 and (.[0] | $1)" "$LAB_DIR/result.json" >/dev/null || {
+		jq -c . "$LAB_DIR/result.json" >&2
+		return 1
+	}
+}
+
+# last_heartbeat HOST FIELD: n, verified, mismatches or sweeps.
+last_heartbeat() {
+	grep -ao "HB .*mismatches=.*" "$LAB_DIR/$1.console" | tail -n 1 | grep -o "$2=[0-9]*" |
+		cut -d= -f2
+}
+
+# runs_on HOST: the guest's heartbeat advances there, it verifies pages, and finds no mismatch.
+runs_on() {
+	local before verified
+	before=$(last_heartbeat "$1" n)
+	verified=$(last_heartbeat "$1" verified)
+	scenario_wait 20 "heartbeats on $1" heartbeat_beyond "$1" n $((${before:-0} + 100)) &&
+		heartbeat_beyond "$1" verified $((${verified:-0} + 1)) &&
+		[[ $(last_heartbeat "$1" mismatches) == 0 ]]
+}
+
+heartbeat_beyond() {
+	local now
+	now=$(last_heartbeat "$1" "$2")
+	((${now:-0} >= $3))
+}
+
+# silent_on HOST: no heartbeat for half a second.
+silent_on() {
+	local before
+	before=$(last_heartbeat "$1" n)
+	sleep 0.5
+	[[ $(last_heartbeat "$1" n) == "$before" ]]
+}
+
+# sweeps HOST: whole sweeps that the guest reported there. The first one began on the source.
+whole_sweeps() {
+	local n
+	n=$(grep -ac "SWEEP n=" "$LAB_DIR/$1.console") || :
+	echo $((n > 0 ? n - 1 : 0))
+}
+
+has_sweeps() {
+	(($(whole_sweeps "$1") >= $2))
+}
+
+# qmp HOST COMMAND: the "return" of one QMP command to the VM there.
+qmp() {
+	host_run "$1" python3 "$E2E_DIR/qmp.py" "/run/smemv/vms/guest/qmp.sock" "$2"
+}
+
+capabilities_untouched() {
+	[[ $(qmp source query-migrate-capabilities |
+		jq '[.[] | select(.state) | .capability] | length') == 0 ]]
+}
+
+# The source as it was before: running, verified, its capabilities as they were.
+source_untouched() {
+	check "the source runs on and verifies its memory" runs_on source
+	check "QEMU's capabilities at the source are as before" capabilities_untouched
+}
+
+fault_reached() {
+	[[ -e $(host_path "$1" "$FAULT_DIR/$2.reached") ]]
+}
+
+# wait_at HOST POINT: a program there waits at this fault point.
+wait_at() {
+	scenario_wait 60 "fault point $2" fault_reached "$1" "$2"
+}
+
+go_on() {
+	: >"$(host_path "$1" "$FAULT_DIR/$2.go")"
+}
+FAULT_DIR=/tmp
