@@ -232,7 +232,9 @@ unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 		}
 		down++;
 		if (err)
-			*err = l->why;
+			smv_fail(err, l->why.code, l->why.reason, l->why.hint,
+				"sub-host %s is not reached: %.300s",
+				remote->backing->sub_hosts[h].address, l->why.message);
 		if (now < l->retry_at_ns)
 			continue;
 		l->backoff_ns =

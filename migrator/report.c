@@ -41,6 +41,21 @@ static json_t *integer(uint64_t v)
 	return json_integer((json_int_t)v);
 }
 
+/* Texts from other programs may hold anything; JSON is UTF-8. */
+static json_t *text(const char *s)
+{
+	json_t *string = json_string(s);
+	char copy[700];
+	size_t n;
+
+	if (string)
+		return string;
+	for (n = 0; s[n] && n < sizeof(copy) - 1; n++)
+		copy[n] = s[n] & 0x80 ? '?' : s[n];
+	copy[n] = '\0';
+	return json_string(copy);
+}
+
 static json_t *error_json(const struct smv_error *err)
 {
 	if (err->code == SMV_OK)
@@ -60,16 +75,16 @@ void smv_result_print_json(const struct smv_result *r)
 				integer(r->rounds[i].bytes), "ms", ms(r->rounds[i].ms)));
 	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
 		json_array_append_new(
-			hosts, json_pack("{s:s, s:o, s:o}", "address", r->sub_hosts[h].address,
+			hosts, json_pack("{s:o, s:o, s:o}", "address", text(r->sub_hosts[h].address),
 				       "bytes", integer(r->sub_hosts[h].bytes), "extents",
 				       integer(r->sub_hosts[h].extents)));
 	json_object_set_new(root, "schema_version", json_integer(1));
-	json_object_set_new(root, "migration_id", json_string(r->migration_id));
+	json_object_set_new(root, "migration_id", text(r->migration_id));
 	json_object_set_new(root, "status", json_string(outcome_name(r->outcome)));
 	json_object_set_new(root, "committed", json_boolean(r->committed));
 	json_object_set_new(root, "error", error_json(&r->error));
-	json_object_set_new(root, "source_state", json_string(r->source_state));
-	json_object_set_new(root, "destination_state", json_string(r->destination_state));
+	json_object_set_new(root, "source_state", text(r->source_state));
+	json_object_set_new(root, "destination_state", text(r->destination_state));
 	json_object_set_new(root, "total_time_ms", ms(r->total_ms));
 	json_object_set_new(root, "setup_time_ms", ms(r->setup_ms));
 	json_object_set_new(root, "downtime_ms", ms(r->downtime_ms));
@@ -82,8 +97,8 @@ void smv_result_print_json(const struct smv_result *r)
 		json_pack("{s:o, s:o}", "to_main", integer(r->bytes_to_main), "to_sub_hosts",
 			integer(r->bytes_to_sub_hosts)));
 	json_object_set_new(root, "sub_hosts", hosts);
-	json_object_set_new(root, "transport", json_string(r->transport));
-	json_object_set_new(root, "transport_reason", json_string(r->transport_reason));
+	json_object_set_new(root, "transport", text(r->transport));
+	json_object_set_new(root, "transport_reason", text(r->transport_reason));
 	json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
 	putchar('\n');
 	fflush(stdout);

@@ -303,7 +303,8 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 		return SMV_DOUBTFUL;
 	if (run->refusable && !run->dest.prepared)
 		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
-	smv_progress_phase("aborting: %s", err->message);
+	if (!run->refusable)
+		smv_progress_phase("aborting: %s", err->message);
 	if (run->dest.prepared)
 		verdict = smv_dest_abort(&run->dest, err->message, ABORT_TIMEOUT_MS,
 			result->destination_state, sizeof(result->destination_state));

@@ -32,7 +32,7 @@ e2e_finish() {
 		echo "fail $E2E_NAME: ended early" >>"$SMEMV_RESULTS"
 		tail -n 8 "$LAB_DIR"/*.log 2>/dev/null || :
 	fi
-	kill "${E2E_STAMPS[@]}" 2>/dev/null || :
+	end_stamps
 	lab_destroy
 	((status == 0 && E2E_FAILED == 0)) || exit 1
 }
@@ -75,11 +75,17 @@ up() {
 	scenario_up
 }
 
+end_stamps() {
+	((${#E2E_STAMPS[@]})) || return 0
+	kill "${E2E_STAMPS[@]}" 2>/dev/null || :
+	wait "${E2E_STAMPS[@]}" 2>/dev/null || :
+	E2E_STAMPS=()
+}
+
 # down: in order, and see that nothing is left.
 down() {
 	check "all leases are returned and the daemons end" scenario_down
-	kill "${E2E_STAMPS[@]}" 2>/dev/null || :
-	wait "${E2E_STAMPS[@]}" 2>/dev/null || :
+	end_stamps
 	check "the daemons' hosts hold no file any more" hosts_clean
 	if ((E2E_FAILED)) && [[ -n $SMEMV_E2E_LOGS ]]; then
 		mkdir -p "$SMEMV_E2E_LOGS/$E2E_NAME"
@@ -141,6 +147,13 @@ heartbeat_beyond() {
 	local now
 	now=$(last_heartbeat "$1" "$2")
 	((${now:-0} >= $3))
+}
+
+# once_more: another scenario in the same test, after this one; nothing of it is checked.
+once_more() {
+	end_stamps
+	lab_destroy
+	SOURCE_CONSOLE='' MAIN_CONSOLE='' SCENARIO_PID=() SCENARIO_ENV=()
 }
 
 # silent_on HOST: no heartbeat for half a second.

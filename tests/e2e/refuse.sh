@@ -40,7 +40,11 @@ start_source() {
 	qemu source-vm source -- "$@"
 	scenario_wait 10 "the source's QMP" has_qmp source
 }
+vms_gone() {
+	! scenario_registered
+}
 start_destination() {
+	scenario_wait 10 "the end of the former VM" vms_gone
 	qemu main-vm main --pager "unix:$PAGERD_SOCKET" -- "$@"
 	scenario_wait 10 "the destination's registration" scenario_registered
 }
@@ -83,6 +87,10 @@ refused "differing RAM layouts" ram-layout "134217728.*201326592"
 scenario_end source-vm TERM
 
 start_source -object "memory-backend-ram,id=ram0,size=${GUEST_MIB}M"
+refused "RAM that is in no file" ram-backend "share=on"
+scenario_end source-vm TERM
+
+start_source -object "memory-backend-file,id=ram0,share=off,mem-path=/dev/shm/vm.ram,size=${GUEST_MIB}M"
 refused "RAM that is not shared" ram-not-shared "share=on"
 scenario_end source-vm TERM
 

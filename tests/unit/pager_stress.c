@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The stress of test_pager.c as a plain program, for ThreadSanitizer and for longer runs:
  * pager_stress [SEED [SECONDS]]. The seed also chooses transport, RAM blocks and room. */
+#include "client/uffd.h"
 #include "vm_stub.h"
 
 int main(int argc, char **argv)
@@ -18,8 +19,13 @@ int main(int argc, char **argv)
 		.zero_percent = tight ? 0 : 10,
 		.write_percent = 30};
 	static struct stub_lab lab;
+	struct smv_error err = {0};
 	bool ok;
 
+	if (smv_kernel_check(&err) < 0) {
+		fprintf(stderr, "skipped: %s\n", err.message);
+		return 77;
+	}
 	stub_lab_create(&lab, &o);
 	stub_lab_start(&lab);
 	stub_stress_start(&lab);
