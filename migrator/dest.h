@@ -16,7 +16,7 @@ struct smv_dest {
 	struct smv_rpc_client *client;
 	char migration_id[33];
 	bool prepared;    /* PrepareMigration was sent: there may be something to abort */
-	bool granted;       /* it was answered: there is */
+	bool granted;     /* it was answered: there is */
 	bool commit_sent; /* from here on only the pager knows who owns the VM */
 	struct smv_backing backing;
 	struct smv_ticket tickets[SMV_SUB_HOSTS_MAX];

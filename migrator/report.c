@@ -60,8 +60,8 @@ static json_t *error_json(const struct smv_error *err)
 {
 	if (err->code == SMV_OK)
 		return json_null();
-	return json_pack(
-		"{s:s, s:s, s:s}", "code", err->reason, "message", err->message, "hint", err->hint);
+	return json_pack("{s:o, s:o, s:o}", "code", text(err->reason), "message",
+		text(err->message), "hint", text(err->hint));
 }
 
 void smv_result_print_json(const struct smv_result *r)
@@ -74,10 +74,10 @@ void smv_result_print_json(const struct smv_result *r)
 			json_pack("{s:o, s:o, s:o}", "pages", integer(r->rounds[i].pages), "bytes",
 				integer(r->rounds[i].bytes), "ms", ms(r->rounds[i].ms)));
 	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
-		json_array_append_new(
-			hosts, json_pack("{s:o, s:o, s:o}", "address", text(r->sub_hosts[h].address),
-				       "bytes", integer(r->sub_hosts[h].bytes), "extents",
-				       integer(r->sub_hosts[h].extents)));
+		json_array_append_new(hosts,
+			json_pack("{s:o, s:o, s:o}", "address", text(r->sub_hosts[h].address),
+				"bytes", integer(r->sub_hosts[h].bytes), "extents",
+				integer(r->sub_hosts[h].extents)));
 	json_object_set_new(root, "schema_version", json_integer(1));
 	json_object_set_new(root, "migration_id", text(r->migration_id));
 	json_object_set_new(root, "status", json_string(outcome_name(r->outcome)));
@@ -118,9 +118,8 @@ static void print_success(const struct smv_result *r)
 	char a[32], b[32];
 
 	printf("Migration %s completed: the VM runs on the main host.\n", r->migration_id);
-	printf("  total %.1f s, downtime %.0f ms, %zu rounds, transport %s (%s)\n",
-		r->total_ms / 1000, r->downtime_ms, r->nr_rounds, r->transport,
-		r->transport_reason);
+	printf("  total %.1f s, downtime %.0f ms, %zu rounds; %s\n", r->total_ms / 1000,
+		r->downtime_ms, r->nr_rounds, r->transport_reason);
 	printf("  %-10s %10s  %10s  %7s\n", "pages", "number", "size", "share");
 	print_page_line("hot", r->pages_hot, r->pages_total);
 	print_page_line("cold", r->pages_cold, r->pages_total);

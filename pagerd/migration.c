@@ -643,7 +643,7 @@ void smv_migration_free(struct smv_migration *m)
 int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareResponse *response,
 	struct smv_error *err)
 {
-	struct smv_migration *m;
+	struct smv_migration *m = NULL;
 	int r;
 
 	pthread_mutex_lock(&vm->lock);

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what is missing, builds, and runs all tests. The last line counts them.
+set -euo pipefail
+
+usage() {
+	cat <<-'EOF'
+		usage: tests/run.sh [--no-install] [--only unit|e2e|NAME]
+
+		Builds with gcc, and again with ASan and UBSan, runs the unit tests of both, then the end-to-end
+		tests: real QEMU guests that are split-migrated between namespaces on this machine.
+		Needs Debian 12 or newer, Linux 6.7 or later, and root.
+
+		  --no-install   do not install packages
+		  --only WHAT    only the unit tests, only the end-to-end tests, or one of these by its name:
+		                 migrate, verify, negative, kill, refuse
+		  --help         this text
+
+		Exit status: 0 all passed, 1 a test failed or could not run, 2 bad usage.
+		SMEMV_E2E_LOGS=DIR keeps the logs of end-to-end tests that fail (default: build/e2e-logs).
+	EOF
+}
+
+source_dir=$(dirname "$(dirname "$(readlink -f "$0")")")
+install=yes only=all
+while (($#)); do
+	case $1 in
+	--no-install) install=no ;;
+	--only)
+		[[ $# -gt 1 ]] || { usage >&2; exit 2; }
+		only=$2
+		shift
+		;;
+	--help | -h) usage; exit 0 ;;
+	*) echo "tests/run.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
+	esac
+	shift
+done
+[[ $only =~ ^(all|unit|e2e)$ || -x $source_dir/tests/e2e/$only.sh ]] ||
+	{ echo "tests/run.sh: there is no test '$only'" >&2; exit 2; }
+
+cd "$source_dir"
+# shellcheck source=../deploy/lib.sh
+. deploy/lib.sh
+# shellcheck source=../deploy/packages.sh
+. deploy/packages.sh
+kernel_check || exit 1
+[[ $install == no ]] || packages_install test
+
+results=$(mktemp)
+trap 'rm -f "$results"' EXIT
+export SMEMV_RESULTS=$results
+export SMEMV_E2E_LOGS=${SMEMV_E2E_LOGS:-$source_dir/build/e2e-logs}
+rm -rf "$SMEMV_E2E_LOGS"
+
+# build PRESET
+build() {
+	echo "== build: $1"
+	# The tests are debugged by logs, not by the compiler's chatter.
+	cmake --preset "$1" >"build-$1.log" 2>&1 && cmake --build --preset "$1" >>"build-$1.log" 2>&1 || {
+		tail -n 40 "build-$1.log"
+		rm -f "build-$1.log"
+		echo "fail build $1" >>"$results"
+		return 1
+	}
+	rm -f "build-$1.log"
+	echo "pass build $1" >>"$results"
+}
+
+# unit PRESET
+unit() {
+	local junit="$source_dir/build/$1/unit.xml"
+	echo "== unit tests: $1"
+	ctest --preset "$1" --output-junit "$junit" >"$junit.log" 2>&1 || tail -n 60 "$junit.log"
+	python3 - "$junit" "$1" >>"$results" <<-'EOF'
+		import sys
+		import xml.etree.ElementTree as ElementTree
+
+		words = {"run": "pass", "fail": "fail", "notrun": "skip", "disabled": "skip"}
+		for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
+		    word = "skip" if case.find("skipped") is not None else words.get(case.get("status"), "fail")
+		    print(word, sys.argv[2], case.get("name"))
+	EOF
+	grep " $1 unit" "$results" || :
+}
+
+# e2e NAME PRESET
+e2e() {
+	local start=$SECONDS
+	echo "== end-to-end: $1 ($2)"
+	SMEMV_BIN=$source_dir/build/$2 "tests/e2e/$1.sh" || echo "   $1 failed; logs in $SMEMV_E2E_LOGS/$1"
+	echo "   $((SECONDS - start)) s"
+}
+
+status=0
+if [[ $only == all || $only == unit ]]; then
+	{ build debug && unit debug; } || status=1
+	{ build asan && unit asan; } || status=1
+else
+	build debug || status=1
+	[[ $only != e2e && $only != verify ]] || build asan || status=1
+fi
+if ((status == 0)); then
+	for name in migrate verify negative kill refuse; do
+		[[ $only == all || $only == e2e || $only == "$name" ]] || continue
+		# One whole migration with sanitized daemons; the others at the speed of what people run.
+		preset=debug
+		[[ $name != verify ]] || preset=asan
+		e2e "$name" "$preset"
+	done
+fi
+
+count() {
+	grep -c "^$1 " "$results" || :
+}
+grep '^fail ' "$results" | sed 's/^fail/FAILED:/' || :
+grep '^skip ' "$results" | sed 's/^skip/skipped:/' || :
+echo "$(count pass) passed, $(count fail) failed, $(count skip) skipped"
+[[ $(count fail) -eq 0 && $(count pass) -gt 0 && $status -eq 0 ]]
