@@ -25,7 +25,7 @@ void smv_hotness_choose(const uint8_t *touches, const struct smv_pageset *popula
 }
 
 int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pageset *hot,
-	bool (*cancelled)(void), struct smv_error *err)
+	smv_interrupted interrupted, struct smv_error *err)
 {
 	CLEANUP_FREE uint8_t *touches = calloc(source->ram.nr_pages, 1);
 	struct smv_pageset populated = {0};
@@ -37,8 +37,8 @@ int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pa
 		if ((r = smv_source_zap(source, err)) < 0)
 			break;
 		smv_sleep_ms(SAMPLE_MS);
-		r = cancelled() ? smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled")
-				: smv_tracker_present(source, touches, err);
+		if ((r = interrupted(err)) == 0)
+			r = smv_tracker_present(source, touches, err);
 	}
 	if (r == 0)
 		r = smv_tracker_populated(source, &populated, err);

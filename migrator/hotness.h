@@ -15,7 +15,7 @@
  * which pages have one again.
  */
 int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pageset *hot,
-	bool (*cancelled)(void), struct smv_error *err);
+	smv_interrupted interrupted, struct smv_error *err);
 
 /** smv_hotness_choose - the choice alone: up to @credit of the @populated pages, by touches. */
 void smv_hotness_choose(const uint8_t *touches, const struct smv_pageset *populated,

@@ -33,7 +33,7 @@ struct smv_push {
 	struct smv_source *source;
 	struct smv_dest *dest;
 	const struct smv_pageset *hot;
-	bool (*cancelled)(void);
+	smv_interrupted interrupted;
 	struct smv_pagemap map;
 	struct smv_slots slots;
 	uint64_t hot_credit;
@@ -84,7 +84,8 @@ static int open_hot(struct smv_push *p, struct smv_error *err)
 }
 
 int smv_push_open(struct smv_source *source, struct smv_dest *dest, const struct smv_pageset *hot,
-	uint64_t bandwidth, bool (*cancelled)(void), struct smv_push **out, struct smv_error *err)
+	uint64_t bandwidth, smv_interrupted interrupted, struct smv_push **out,
+	struct smv_error *err)
 {
 	struct smv_push *p = calloc(1, sizeof(*p));
 	int r;
@@ -95,7 +96,7 @@ int smv_push_open(struct smv_source *source, struct smv_dest *dest, const struct
 	p->dest = dest;
 	p->hot = hot;
 	p->bandwidth = bandwidth;
-	p->cancelled = cancelled;
+	p->interrupted = interrupted;
 	p->hot_credit = dest->hot_credit;
 	p->hot_filling = -1;
 	p->window_start_ns = smv_now_ns();
@@ -194,10 +195,13 @@ static int failed(const struct smv_push *p, struct smv_error *err)
 
 static int check(struct smv_push *p, struct smv_error *err)
 {
+	int r;
+
 	if (p->error)
 		return failed(p, err);
-	if (p->cancelled())
-		return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
+	r = p->interrupted(err);
+	if (r < 0)
+		return r;
 	return smv_dest_keep_alive(p->dest, err);
 }
 

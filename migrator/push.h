@@ -25,10 +25,10 @@ struct smv_push_counts {
  * smv_push_open - connect to the sub-hosts and to the pager's ring.
  * @hot: pages meant for the main host
  * @bandwidth: bytes per second at most, 0: no limit
- * @cancelled: asked now and then
+ * @interrupted: asked now and then
  */
 int smv_push_open(struct smv_source *source, struct smv_dest *dest, const struct smv_pageset *hot,
-	uint64_t bandwidth, bool (*cancelled)(void), struct smv_push **push, struct smv_error *err);
+	uint64_t bandwidth, smv_interrupted interrupted, struct smv_push **push, struct smv_error *err);
 void smv_push_close(struct smv_push *push);
 
 /** smv_push_pages - read and send the pages of @set; returns when every write is acknowledged and

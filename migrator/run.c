@@ -43,9 +43,16 @@ void smv_run_cancel(void)
 	cancel_requested = 1;
 }
 
-static bool cancelled(void)
+static uint64_t deadline_ns; /* 0: none */
+
+static int interrupted(struct smv_error *err)
 {
-	return cancel_requested;
+	if (cancel_requested)
+		return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
+	if (deadline_ns && smv_now_ns() > deadline_ns)
+		return smv_fail(err, SMV_TIMEOUT, "timeout", "Raise --timeout.",
+			"the migration was not done within the allowed time");
+	return 0;
 }
 
 static double ms_since(uint64_t ns)
@@ -91,7 +98,7 @@ static int prepare(struct run *run, struct smv_error *err)
 		smv_pageset_create(run->source.ram.nr_pages, &run->dirty) < 0)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
 	return smv_push_open(
-		&run->source, &run->dest, &run->hot, o->bandwidth, cancelled, &run->push, err);
+		&run->source, &run->dest, &run->hot, o->bandwidth, interrupted, &run->push, err);
 }
 
 static int sample(struct run *run, struct smv_error *err)
@@ -101,7 +108,7 @@ static int sample(struct run *run, struct smv_error *err)
 	if (r < 0)
 		return r;
 	smv_progress_phase("sampling which pages are hot");
-	return smv_hotness_sample(&run->source, run->dest.hot_credit, &run->hot, cancelled, err);
+	return smv_hotness_sample(&run->source, run->dest.hot_credit, &run->hot, interrupted, err);
 }
 
 static void show_progress(void *ctx, uint64_t done)
@@ -176,14 +183,6 @@ static int no_converge(const struct run *run, double expected_ms, struct smv_err
 		run->result->nr_rounds, expected_ms, run->o->max_downtime_ms);
 }
 
-static int check_time(const struct run *run, struct smv_error *err)
-{
-	if (run->o->timeout_s && ms_since(run->start_ns) > run->o->timeout_s * 1e3)
-		return smv_fail(err, SMV_TIMEOUT, "timeout", "Raise --timeout.",
-			"the migration was not done within %u s", run->o->timeout_s);
-	return 0;
-}
-
 /* Resend what the VM dirtied until the rest can be sent within the allowed downtime. */
 static int rounds(struct run *run, struct smv_error *err)
 {
@@ -192,7 +191,7 @@ static int rounds(struct run *run, struct smv_error *err)
 		uint64_t left;
 		int r;
 
-		if ((r = check_time(run, err)) < 0 ||
+		if ((r = interrupted(err)) < 0 ||
 			(r = smv_tracker_collect(&run->source, &run->dirty, err)) < 0)
 			return r;
 		left = smv_pageset_count(&run->dirty);
@@ -226,7 +225,7 @@ static int switch_over(struct run *run, struct smv_error *err)
 	if ((r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0 ||
 		(r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
 		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
-			 &run->stopped_ns, cancelled, err)) < 0)
+			 &run->stopped_ns, interrupted, err)) < 0)
 		return r;
 	/* The VM stands still: the last pages, then everything that the main host must know. */
 	if ((r = smv_tracker_collect(&run->source, &run->dirty, err)) < 0 ||
@@ -238,7 +237,7 @@ static int switch_over(struct run *run, struct smv_error *err)
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
 	return smv_source_wait_migration(
-		&run->source, "completed", timeout_ms, NULL, cancelled, err);
+		&run->source, "completed", timeout_ms, NULL, interrupted, err);
 }
 
 static int migrate(struct run *run, struct smv_error *err)
@@ -338,6 +337,7 @@ void smv_run(const struct smv_run_options *options, struct smv_result *result)
 	int r;
 
 	run.source.uffd = run.source.pagemap_fd = -1;
+	deadline_ns = options->timeout_s ? run.start_ns + options->timeout_s * SMV_NS_PER_S : 0;
 	snprintf(result->destination_state, sizeof(result->destination_state), "unknown");
 	result->downtime_ms = -1;
 	r = migrate(&run, &result->error);

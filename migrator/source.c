@@ -159,7 +159,7 @@ static int check_status(struct smv_source *s, const char *wanted, struct smv_err
 }
 
 int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned int timeout_ms,
-	uint64_t *stopped_ns, bool (*cancelled)(void), struct smv_error *err)
+	uint64_t *stopped_ns, smv_interrupted interrupted, struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	int without_event = 0;
@@ -176,8 +176,8 @@ int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned
 			*stopped_ns = smv_now_ns();
 			return 0;
 		}
-		if (cancelled())
-			return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
+		if ((r = interrupted(err)) < 0)
+			return r;
 		if (smv_now_ns() > end)
 			return smv_fail(err, SMV_TIMEOUT, "qemu-slow", "Raise --timeout.",
 				"the source's QEMU did not reach '%s' within %u ms", wanted,

@@ -15,6 +15,10 @@
 
 #define SMV_QMP_TIMEOUT_MS 10000
 
+/** Asked now and then by what takes long: 0 to go on, or -errno with @err filled when a person
+ * cancelled or the time is over. */
+typedef int (*smv_interrupted)(struct smv_error *err);
+
 struct smv_source {
 	struct smv_qmp *qmp;
 	struct smv_shim *shim;
@@ -45,9 +49,9 @@ int smv_source_start_migration(struct smv_source *source, const char *uri, struc
 
 /** smv_source_wait_migration - wait until QEMU's migration reaches @status ("pre-switchover",
  * "completed"). @stopped_ns gets when the VM was seen to stop, if it did.
- * @cancelled: asked between waits; true ends the wait with SMV_CANCELLED. */
+ * @interrupted: asked between waits. */
 int smv_source_wait_migration(struct smv_source *source, const char *status,
-	unsigned int timeout_ms, uint64_t *stopped_ns, bool (*cancelled)(void),
+	unsigned int timeout_ms, uint64_t *stopped_ns, smv_interrupted interrupted,
 	struct smv_error *err);
 
 /** smv_source_continue_migration - go on from pre-switchover. */
