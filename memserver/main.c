@@ -2,6 +2,7 @@
 /* memserverd: lends memory of this host to pagers. */
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/host_check.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "memserver/service.h"
@@ -195,6 +196,7 @@ static void log_ready(const struct daemon *d, const struct options *o)
 
 	for (size_t i = 0; i < nr && len < sizeof(data); i++)
 		len += (size_t)snprintf(data + len, sizeof(data) - len, " %s", addresses[i]);
+	smv_host_warn_of_swap();
 	smv_log_info("ready: %s lends %s; control%s, data%s", o->name,
 		smv_format_size(o->memory_bytes, size, sizeof(size)), d->control, data);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* smemv-pagerd: the daemon of a main host. */
 #include "client/uffd.h"
+#include "common/host_check.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "pagerd/migration.h"
@@ -137,6 +138,8 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 {
 	int r;
 
+	smv_host_warn_of_swap();
+	smv_host_warn_of_huge_shmem();
 	if ((r = smv_kernel_check(err)) < 0 || (r = smv_vms_init(opts.state_dir, err)) < 0 ||
 		(r = lock_state_dir(err)) < 0)
 		return r;

@@ -4,6 +4,7 @@
 #include "pagerd/migration.h"
 #include "pagerd/vm.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,10 +22,22 @@ static int no_vm(const char *name, struct smv_error *err)
 		"no VM '%.80s' is registered here", name);
 }
 
-static int no_migration(const char *id, struct smv_error *err)
+/* A reference to the VM that migration @id goes into, or NULL and the error. */
+static struct smv_vm *vm_of_migration(const char *id, struct smv_error *err)
 {
-	return smv_fail(
-		err, SMV_NOT_FOUND, "no-migration", NULL, "no migration %.40s is known here", id);
+	struct smv_vm *vm = smv_vms_get_by_migration(id);
+
+	if (!vm)
+		smv_fail(err, SMV_NOT_FOUND, "no-migration", NULL,
+			"no migration %.40s is known here", id);
+	return vm;
+}
+
+/* The end of a handler: give back its reference, pass its result on. */
+static int put(struct smv_vm *vm, int r)
+{
+	smv_vm_put(vm);
+	return r;
 }
 
 HANDLER(register_vm)
@@ -149,109 +162,86 @@ HANDLER(prepare_migration)
 {
 	const Smemv__V1__PrepareMigrationRequest *q = (const void *)request;
 	struct smv_vm *vm = smv_vms_get(q->vm);
-	int r;
 
 	(void)ctx;
 	(void)call;
 	if (!vm)
 		return no_vm(q->vm, err);
-	r = smv_migration_prepare(vm, q, (void *)response, err);
-	smv_vm_put(vm);
-	return r;
+	return put(vm, smv_migration_prepare(vm, q, (void *)response, err));
 }
 
 HANDLER(report_pages)
 {
 	const Smemv__V1__ReportPagesRequest *q = (const void *)request;
 	Smemv__V1__ReportPagesResponse *p = (void *)response;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
-	int r;
+	struct smv_vm *vm = vm_of_migration(q->migration_id, err);
 
 	(void)ctx;
 	(void)call;
-	if (!vm)
-		return no_migration(q->migration_id, err);
-	r = smv_migration_report(vm, q, &p->applied_sequence, err);
-	smv_vm_put(vm);
-	return r;
+	return vm ? put(vm, smv_migration_report(vm, q, &p->applied_sequence, err)) : -ENOENT;
 }
 
 HANDLER(start_incoming)
 {
 	const Smemv__V1__StartIncomingRequest *q = (const void *)request;
 	Smemv__V1__StartIncomingResponse *p = (void *)response;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
-	int r;
+	struct smv_vm *vm = vm_of_migration(q->migration_id, err);
 
 	(void)ctx;
 	(void)call;
-	if (!vm)
-		return no_migration(q->migration_id, err);
-	r = smv_migration_start_incoming(vm, &p->uri, err);
-	smv_vm_put(vm);
-	return r;
+	return vm ? put(vm, smv_migration_start_incoming(vm, &p->uri, err)) : -ENOENT;
 }
 
 HANDLER(confirm_map)
 {
 	const Smemv__V1__ConfirmMapRequest *q = (const void *)request;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
-	int r;
+	struct smv_vm *vm = vm_of_migration(q->migration_id, err);
 
 	(void)ctx;
 	(void)call;
 	(void)response;
-	if (!vm)
-		return no_migration(q->migration_id, err);
-	r = smv_migration_confirm(vm, q, err);
-	smv_vm_put(vm);
-	return r;
+	return vm ? put(vm, smv_migration_confirm(vm, q, err)) : -ENOENT;
 }
 
 HANDLER(commit_migration)
 {
 	const Smemv__V1__CommitMigrationRequest *q = (const void *)request;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
-	int r;
+	struct smv_vm *vm = vm_of_migration(q->migration_id, err);
 
 	(void)ctx;
-	if (!vm)
-		return no_migration(q->migration_id, err);
-	r = smv_migration_commit(vm, call, q->timeout_ms, (void *)response, err);
-	smv_vm_put(vm);
-	return r;
+	return vm ? put(vm, smv_migration_commit(vm, call, q->timeout_ms, (void *)response, err))
+		  : -ENOENT;
 }
 
+/* For how a migration ended, its VM need not be there any more. */
 HANDLER(abort_migration)
 {
 	const Smemv__V1__AbortMigrationRequest *q = (const void *)request;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	struct smv_vm *vm;
 
 	(void)ctx;
 	(void)call;
-	if (!vm)
-		return smv_migration_recall(q->migration_id, (void *)response) < 0
-			       ? no_migration(q->migration_id, err)
-			       : 0;
+	if (smv_migration_recall(q->migration_id, (void *)response) == 0)
+		return 0;
+	if (!(vm = vm_of_migration(q->migration_id, err)))
+		return -ENOENT;
 	smv_migration_abort(vm, q->why, (void *)response);
-	smv_vm_put(vm);
-	return 0;
+	return put(vm, 0);
 }
 
 HANDLER(get_migration)
 {
 	const Smemv__V1__GetMigrationRequest *q = (const void *)request;
-	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	struct smv_vm *vm;
 
 	(void)ctx;
 	(void)call;
-	if (!vm)
-		return smv_migration_recall(q->migration_id, (void *)response) < 0
-			       ? no_migration(q->migration_id, err)
-			       : 0;
+	if (smv_migration_recall(q->migration_id, (void *)response) == 0)
+		return 0;
+	if (!(vm = vm_of_migration(q->migration_id, err)))
+		return -ENOENT;
 	smv_migration_verdict(vm, (void *)response);
-	smv_vm_put(vm);
-	return 0;
+	return put(vm, 0);
 }
 
 int smv_pager_service_add(struct smv_rpc_server *server)

@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "pagerd/migration.h"
 #include "vmm/allow_list.h"
+#include "vmm/runtime.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,15 +26,6 @@ static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct smv_vm *vms[MAX_VMS];
 static size_t nr_vms;
 static char state_dir[256];
-
-bool smv_vm_name_valid(const char *name)
-{
-	static const char allowed[] =
-		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-	size_t len = strlen(name);
-
-	return len > 0 && len <= SMV_VM_NAME_MAX && name[0] != '.' && strspn(name, allowed) == len;
-}
 
 int smv_vms_init(const char *dir, struct smv_error *err)
 {
@@ -238,10 +230,8 @@ int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const ch
 	struct smv_vm *vm, *other;
 	int r;
 
-	if (!smv_vm_name_valid(name))
-		return smv_fail(err, SMV_INVALID, "bad-name",
-			"Use up to 64 letters, digits, '.', '_' and '-'.",
-			"'%s' is no name for a VM", name);
+	if ((r = smv_vm_name_check(name, err)) < 0)
+		return r;
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");

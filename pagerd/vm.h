@@ -55,9 +55,6 @@ struct smv_vm {
 	bool backed; /* leases, backing, map, slots and pager are set up */
 };
 
-/** smv_vm_name_valid - letters, digits, '.', '_', '-'; 1 to 64; not starting with '.'. */
-bool smv_vm_name_valid(const char *name);
-
 /** smv_vms_init - @state_dir: where page maps and commit records go. */
 int smv_vms_init(const char *state_dir, struct smv_error *err);
 
