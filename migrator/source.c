@@ -45,6 +45,10 @@ static int check_running(struct smv_source *s, struct smv_error *err)
 	if ((r = smv_qmp_run_state(s->qmp, state, sizeof(state), err)) < 0 ||
 		(r = migration_status(s, status, sizeof(status), err)) < 0)
 		return r;
+	if (strcmp(state, "postmigrate") == 0)
+		return smv_fail(err, SMV_REFUSED, "migrated-already",
+			"Never resume it while the VM runs elsewhere; end this QEMU.",
+			"the source VM was migrated already: its state is 'postmigrate'");
 	if (strcmp(state, "running") != 0)
 		return smv_fail(err, SMV_REFUSED, "not-running",
 			"Let it run (QMP: cont) and try again.",

@@ -87,6 +87,7 @@ down() {
 	check "all leases are returned and the daemons end" scenario_down
 	end_stamps
 	check "the daemons' hosts hold no file any more" hosts_clean
+	check "no sanitizer complains" no_sanitizer_complains
 	if ((E2E_FAILED)) && [[ -n $SMEMV_E2E_LOGS ]]; then
 		mkdir -p "$SMEMV_E2E_LOGS/$E2E_NAME"
 		cp "$LAB_DIR"/*.log "$LAB_DIR"/*.console "$LAB_DIR"/*.json "$SMEMV_E2E_LOGS/$E2E_NAME/" \
@@ -94,6 +95,10 @@ down() {
 	fi
 	lab_destroy
 	check "no process, namespace or file is left" lab_check_clean
+}
+
+no_sanitizer_complains() {
+	! grep -E '(Address|Leak|Thread)Sanitizer|runtime error:' "$LAB_DIR"/*.log "$LAB_DIR"/*.console
 }
 
 # The guests' RAM files belong to QEMU's user; all else must be gone.

@@ -45,6 +45,10 @@ go_on source map-confirmed
 wait "$migration" || :
 check "the migration completes" is '.status == "completed"'
 check "the guest runs at the main host" runs_on main
+SCENARIO_ENV[migrate]=
+migrate
+check "a source that was migrated already is refused" \
+	is '.status == "refused" and .error.code == "migrated-already"'
 scenario_wait 120 "a sweep" has_sweeps main 1
 check "a whole sweep finds no mismatch" test "$(last_heartbeat main mismatches)" -eq 0
 down
