@@ -14,6 +14,7 @@
 #include <sys/random.h>
 
 #define RPC_TIMEOUT_MS 20000
+#define ABORT_CALL_TIMEOUT_MS 10000 /* undoing everything takes the main host a while */
 #define KEEP_ALIVE_NS (5 * SMV_NS_PER_S)
 /* A full report stays below the control channel's message limit of 256 KiB. */
 #define REPORT_MAX_PAGES 16384
@@ -363,7 +364,6 @@ enum smv_verdict smv_dest_abort(
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	struct smv_error err;
 
-	/* Undoing everything takes the main host a while; dead, it is known at once. */
 	for (;;) {
 		Smemv__V1__AbortMigrationRequest q = SMEMV__V1__ABORT_MIGRATION_REQUEST__INIT;
 		Smemv__V1__MigrationVerdict *v = NULL;
@@ -371,7 +371,7 @@ enum smv_verdict smv_dest_abort(
 
 		q.migration_id = d->migration_id;
 		q.why = (char *)why;
-		if (call(d, "AbortMigration", &q, (void **)&v, timeout_ms, &err) == 0) {
+		if (call(d, "AbortMigration", &q, (void **)&v, ABORT_CALL_TIMEOUT_MS, &err) == 0) {
 			verdict = verdict_of(v, state, state_len, &err);
 			done(v);
 			return verdict;
@@ -379,6 +379,9 @@ enum smv_verdict smv_dest_abort(
 		/* Until the commit is asked for nobody but us can bring it about. */
 		if (!d->commit_sent && err.code == SMV_NOT_FOUND)
 			return SMV_VERDICT_ABORTED;
+		/* Without a grant there is nothing to abort, unless its answer was lost. */
+		if (!d->granted)
+			return SMV_VERDICT_UNKNOWN;
 		if (smv_now_ns() > end) {
 			smv_log_warning(
 				"the main host does not confirm the abort: %s", err.message);

@@ -20,7 +20,10 @@
 #define SWITCH_OVER_MS 40.0
 /* How long the VM may stand still while QEMU sends or loads the device state. */
 #define STOPPED_TIMEOUT_MS 30000
-#define ABORT_TIMEOUT_MS 30000
+/* How long to ask for the verdict of a commit; and for a mere abort, which the main host does by
+ * itself when it hears nothing. */
+#define VERDICT_TIMEOUT_MS 30000
+#define ABORT_TIMEOUT_MS 3000
 
 struct run {
 	const struct smv_run_options *o;
@@ -290,13 +293,24 @@ static bool is_refusal(enum smv_code code)
 	       code == SMV_UNIMPLEMENTED;
 }
 
-/* Put everything back: first learn from the main host that it will not run the VM. */
+static void resume_source(struct run *run, struct smv_error *err)
+{
+	struct smv_error resume_err;
+
+	if (smv_source_resume(&run->source, &resume_err) < 0)
+		smv_fail(err, SMV_INTERNAL, "resume", "Resume it by hand (QMP: cont).",
+			"the migration was aborted, but the source does not run again: %.400s",
+			resume_err.message);
+	if (run->stopped_ns)
+		run->result->downtime_ms = ms_since(run->stopped_ns);
+}
+
+/* Put everything back, unless the main host owns the VM by now. */
 static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 {
 	struct smv_result *result = run->result;
 	enum smv_outcome outcome = err->code == SMV_CANCELLED ? SMV_STOPPED : SMV_FAILED;
-	enum smv_verdict verdict = SMV_VERDICT_ABORTED;
-	struct smv_error resume_err;
+	enum smv_verdict verdict;
 
 	if (result->committed)
 		return SMV_DOUBTFUL;
@@ -304,9 +318,16 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
 	if (!run->refusable)
 		smv_progress_phase("aborting: %s", err->message);
-	if (run->dest.prepared)
-		verdict = smv_dest_abort(&run->dest, err->message, ABORT_TIMEOUT_MS,
-			result->destination_state, sizeof(result->destination_state));
+	/* Only we can ask for the commit: before that the source need not wait for any answer. */
+	if (!run->dest.commit_sent)
+		resume_source(run, err);
+	verdict = smv_dest_abort(&run->dest, err->message,
+		run->dest.commit_sent ? VERDICT_TIMEOUT_MS : ABORT_TIMEOUT_MS,
+		result->destination_state, sizeof(result->destination_state));
+	if (run->refusable)
+		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
+	if (!run->dest.commit_sent)
+		return outcome;
 	if (verdict == SMV_VERDICT_COMMITTED) {
 		/* The answer to the commit was lost, not the commit. */
 		result->committed = true;
@@ -314,19 +335,9 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 		err->code = SMV_OK;
 		return SMV_COMPLETED;
 	}
-	if (run->refusable)
-		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
-	/* Nobody but us can ask for the commit, so without the request there will be none. */
-	if (verdict != SMV_VERDICT_ABORTED && run->dest.commit_sent)
+	if (verdict != SMV_VERDICT_ABORTED)
 		return SMV_DOUBTFUL;
-	if (smv_source_resume(&run->source, &resume_err) < 0) {
-		smv_log_error("%s", resume_err.message);
-		smv_fail(err, SMV_INTERNAL, "resume", "Resume it by hand (QMP: cont).",
-			"the migration was aborted, but the source does not run again: %.400s",
-			resume_err.message);
-	}
-	if (run->stopped_ns)
-		result->downtime_ms = ms_since(run->stopped_ns);
+	resume_source(run, err);
 	return outcome;
 }
 

@@ -395,7 +395,10 @@ static int check_request(const struct smv_vm *vm, const PrepareRequest *q, struc
 			smv_format_size(q->budget_bytes, have, sizeof(have)), "16 MiB");
 	if (vm->state != SMV_VM_WAITING)
 		return smv_fail(err, SMV_REFUSED, "vm-busy",
-			vm->state == SMV_VM_FAILED ? "Start it again with smemv-run." : NULL,
+			vm->state == SMV_VM_FAILED ? "Start it again with smemv-run."
+			: vm->state == SMV_VM_RECEIVING
+				? "A migration whose source has died is aborted after 60 s."
+				: NULL,
 			"VM '%s' is not waiting for a migration: it is %s", vm->name,
 			vm->state == SMV_VM_RUNNING     ? "running"
 			: vm->state == SMV_VM_RECEIVING ? "receiving one"
