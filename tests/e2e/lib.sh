@@ -141,10 +141,11 @@ last_heartbeat() {
 # runs_on HOST: the guest's heartbeat advances there, it verifies pages, and finds no mismatch.
 runs_on() {
 	local before verified
+	scenario_wait 20 "a heartbeat on $1" heartbeat_beyond "$1" n 1 || return
 	before=$(last_heartbeat "$1" n)
 	verified=$(last_heartbeat "$1" verified)
-	scenario_wait 20 "heartbeats on $1" heartbeat_beyond "$1" n $((${before:-0} + 100)) &&
-		heartbeat_beyond "$1" verified $((${verified:-0} + 1)) &&
+	scenario_wait 20 "heartbeats on $1" heartbeat_beyond "$1" n $((before + 100)) &&
+		scenario_wait 20 "verified pages on $1" heartbeat_beyond "$1" verified $((verified + 1)) &&
 		[[ $(last_heartbeat "$1" mismatches) == 0 ]]
 }
 
