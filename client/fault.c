@@ -22,6 +22,7 @@
 struct fault {
 	uint64_t page;
 	uint64_t since_ns;
+	uint64_t posted_ns; /* of its read; 0: nobody measures */
 	bool write;
 	bool counted_wait;
 };
@@ -160,6 +161,7 @@ static enum outcome fill_zero(struct worker *w, const struct fault *f, smv_page_
 static enum outcome start_fetch(struct worker *w, const struct fault *f, smv_page_word word)
 {
 	struct smv_pager *p = w->p;
+	uint64_t now = p->c.trace ? smv_now_ns() : 0;
 	unsigned int i;
 
 	if (w->nr_idle == 0 || !frame_take(p))
@@ -172,6 +174,7 @@ static enum outcome start_fetch(struct worker *w, const struct fault *f, smv_pag
 	}
 	w->nr_idle--;
 	w->fetches[i] = *f;
+	w->fetches[i].posted_ns = now;
 	smv_pagemap_set(p->c.map, f->page, smv_word_with_state(word, SMV_PAGE_FETCHING));
 	return DONE;
 }
@@ -282,7 +285,16 @@ static unsigned int read_messages(struct worker *w)
 	return nr;
 }
 
-static void finish_fetch(struct worker *w, unsigned int i, int status)
+static void trace(struct smv_pager *p, const struct fault *f, uint64_t completed_ns, uint64_t now)
+{
+	struct smv_fault_times times = {f->since_ns, f->posted_ns, completed_ns, now};
+
+	if (p->c.trace)
+		p->c.trace(p->c.trace_ctx, f->page, &times);
+}
+
+/* @completed_ns: 0: nobody measures */
+static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t completed_ns)
 {
 	struct smv_pager *p = w->p;
 	struct smv_pagemap *map = p->c.map;
@@ -307,9 +319,12 @@ static void finish_fetch(struct worker *w, unsigned int i, int status)
 	if (status == 0)
 		r = place(p, f.page, data, !f.write);
 	if (r == 0) {
+		uint64_t now = smv_now_ns();
+
 		became_local(p, f.page, word | SMV_WORD_REMOTE_VALID);
 		smv_count(&p->page_ins, 1);
-		smv_histogram_record(&p->latency_ns, smv_now_ns() - f.since_ns);
+		smv_histogram_record(&p->latency_ns, now - f.since_ns);
+		trace(p, &f, completed_ns, now);
 	} else {
 		frame_return(p);
 		smv_pagemap_set(map, f.page, smv_word_with_state(word, SMV_PAGE_COLD));
@@ -327,9 +342,10 @@ static unsigned int reap(struct worker *w)
 {
 	struct smv_remote_completion c[64];
 	unsigned int n = smv_remote_poll(w->p->fault_remote, c, 64);
+	uint64_t now = n && w->p->c.trace ? smv_now_ns() : 0;
 
 	for (unsigned int i = 0; i < n; i++)
-		finish_fetch(w, (unsigned int)c[i].cookie, c[i].status);
+		finish_fetch(w, (unsigned int)c[i].cookie, c[i].status, now);
 	return n;
 }
 

@@ -100,6 +100,15 @@ void smv_pagemap_set(struct smv_pagemap *map, uint64_t page, smv_page_word word)
 	}
 }
 
+void smv_pagemap_fill(struct smv_pagemap *map, smv_page_word word)
+{
+	for (uint64_t page = 0; page < map->nr_pages; page++)
+		atomic_store_explicit(&map->words[page], word, memory_order_relaxed);
+	for (int state = 0; state < SMV_PAGE_NR_STATES; state++)
+		atomic_store(&map->counts[state], 0);
+	atomic_store(&map->counts[smv_word_state(word)], map->nr_pages);
+}
+
 /* What both sides of a migration must agree on for one page. A sum of these over all pages is a
  * digest of the map that can be kept up to date page by page. */
 static uint64_t digest_term(uint64_t page, smv_page_word word)

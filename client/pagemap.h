@@ -151,6 +151,9 @@ static inline smv_page_word smv_pagemap_get(const struct smv_pagemap *map, uint6
  * only one who changes this page. */
 void smv_pagemap_set(struct smv_pagemap *map, uint64_t page, smv_page_word word);
 
+/** smv_pagemap_fill - store one word for every page. Before any thread uses the map. */
+void smv_pagemap_fill(struct smv_pagemap *map, smv_page_word word);
+
 /** smv_pagemap_place - smv_pagemap_set() that also keeps the digest; for both sides of a
  * migration. One thread at a time for the whole map. */
 void smv_pagemap_place(struct smv_pagemap *map, uint64_t page, smv_page_word word);

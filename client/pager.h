@@ -29,6 +29,15 @@
 /** Remove the page-table entries of a range of the VM's address space; evictor thread only. */
 typedef int (*smv_zap)(void *ctx, uint64_t addr, uint64_t len);
 
+/** When (smv_now_ns()) a page-in went through the fault thread: its message was read, the read at
+ * the sub-host was posted, completed, and the page was in place. */
+struct smv_fault_times {
+	uint64_t read_ns, posted_ns, completed_ns, placed_ns;
+};
+
+/** Told of every page-in, for measurements; fault thread, under the page's lock. */
+typedef void (*smv_fault_trace)(void *ctx, uint64_t page, const struct smv_fault_times *times);
+
 struct smv_pager_config {
 	char name[72];
 	const struct smv_guest_ram *ram; /* all pointers: not owned, outlive the pager */
@@ -41,6 +50,8 @@ struct smv_pager_config {
 	void *zap_ctx;
 	uint64_t budget_pages;
 	unsigned int timeout_ms; /* deadline of a read or write at a sub-host */
+	smv_fault_trace trace;   /* NULL: nobody measures */
+	void *trace_ctx;
 };
 
 struct smv_pager_stats {

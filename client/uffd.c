@@ -147,7 +147,7 @@ int smv_pagemap_read(int pagemap_fd, uint64_t addr, uint64_t *words, size_t nr_p
 	return (size_t)n == want ? 0 : -EIO;
 }
 
-static int open_uffd(void)
+int smv_uffd_open(void)
 {
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
@@ -200,7 +200,7 @@ int smv_kernel_check(struct smv_error *err)
 	static const char hint[] =
 		"Run Linux 6.7 or later (Debian: linux-image-amd64 of bookworm-"
 		"backports); without root also make /dev/userfaultfd accessible.";
-	CLEANUP_CLOSE int uffd = open_uffd();
+	CLEANUP_CLOSE int uffd = smv_uffd_open();
 	CLEANUP_CLOSE int memfd = memfd_create("smemv-kernel-check", MFD_CLOEXEC);
 	struct utsname uts;
 	void *mem;

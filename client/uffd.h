@@ -47,6 +47,8 @@ struct smv_page_region {
  * zap and scan a page of our own and see that it counts as written. Names the version needed. */
 int smv_kernel_check(struct smv_error *err);
 
+/** smv_uffd_open - a userfaultfd of this process, non-blocking, with kernel-mode faults. */
+int smv_uffd_open(void);
 /** smv_uffd_api - negotiate; done once on a userfaultfd. */
 int smv_uffd_api(int uffd, uint64_t features);
 int smv_uffd_register(int uffd, uint64_t addr, uint64_t len, uint64_t mode);

@@ -13,8 +13,7 @@ static unsigned int bucket_of(uint64_t v)
 	return ((shift + 1) << SMV_HIST_SUB_BITS) + (unsigned int)((v >> shift) & (SUB - 1));
 }
 
-/* The largest value that falls into a bucket. */
-static uint64_t bucket_top(unsigned int b)
+uint64_t smv_histogram_bucket_top(unsigned int b)
 {
 	unsigned int shift;
 
@@ -53,10 +52,21 @@ uint64_t smv_histogram_quantile(const struct smv_histogram *h, double q)
 	for (unsigned int b = 0; b < SMV_HIST_BUCKETS; b++) {
 		seen += atomic_load_explicit(&h->buckets[b], memory_order_relaxed);
 		if (seen >= want) {
-			uint64_t top = bucket_top(b);
+			uint64_t top = smv_histogram_bucket_top(b);
 
 			return top < max ? top : max;
 		}
 	}
 	return max;
+}
+
+void smv_histogram_add(struct smv_histogram *h, const struct smv_histogram *from)
+{
+	uint64_t max = atomic_load(&from->max);
+
+	for (unsigned int b = 0; b < SMV_HIST_BUCKETS; b++)
+		h->buckets[b] += atomic_load_explicit(&from->buckets[b], memory_order_relaxed);
+	h->count += atomic_load(&from->count);
+	if (max > h->max)
+		h->max = max;
 }

@@ -27,4 +27,10 @@ void smv_histogram_record(struct smv_histogram *h, uint64_t value);
  * never above the maximum; 0 when nothing was recorded. */
 uint64_t smv_histogram_quantile(const struct smv_histogram *h, double q);
 
+/** smv_histogram_add - count what @from has counted, too; the caller is @h's writer. */
+void smv_histogram_add(struct smv_histogram *h, const struct smv_histogram *from);
+
+/** smv_histogram_bucket_top - the largest value that falls into bucket @b. */
+uint64_t smv_histogram_bucket_top(unsigned int b);
+
 #endif

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# packages.sh build|demo|test: installs what is missing of the Debian packages for that purpose.
+# packages.sh build|demo|lab|test: installs what is missing of the Debian packages for that purpose.
 # May be sourced as well: packages_install PURPOSE.
 
 PACKAGES_BUILD=(gcc libc6-dev cmake ninja-build pkg-config libgrpc-dev libprotobuf-c-dev
-	protobuf-c-compiler protobuf-compiler libjansson-dev libxxhash-dev libssl-dev)
+	protobuf-c-compiler protobuf-compiler libjansson-dev libxxhash-dev libssl-dev
+	libibverbs-dev librdmacm-dev)
 PACKAGES_DEMO=("${PACKAGES_BUILD[@]}" qemu-system-x86 cpio gzip iproute2 procps util-linux python3 jq)
-PACKAGES_TEST=("${PACKAGES_DEMO[@]}" libcriterion-dev)
+PACKAGES_LAB=(qemu-system-x86 busybox-static cpio xz-utils kmod util-linux iproute2 ibverbs-providers
+	ibverbs-utils rdmacm-utils perftest)
+PACKAGES_TEST=("${PACKAGES_DEMO[@]}" "${PACKAGES_LAB[@]}" libcriterion-dev)
 
 # packages_missing NAME...: those that are not installed, one per line.
 packages_missing() {
@@ -53,15 +56,16 @@ packages_check_system() {
 	fi
 }
 
-# packages_install build|demo|test
+# packages_install build|demo|lab|test
 packages_install() {
 	local -a wanted missing
 	case ${1:-} in
 	build) wanted=("${PACKAGES_BUILD[@]}") ;;
 	demo) wanted=("${PACKAGES_DEMO[@]}") ;;
+	lab) wanted=("${PACKAGES_LAB[@]}") ;;
 	test) wanted=("${PACKAGES_TEST[@]}") ;;
 	*)
-		echo "usage: packages.sh build|demo|test" >&2
+		echo "usage: packages.sh build|demo|lab|test" >&2
 		return 2
 		;;
 	esac

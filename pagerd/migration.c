@@ -27,7 +27,7 @@
 #define DATA_TIMEOUT_MS 5000
 #define MAX_ENDPOINTS 8
 #define MAX_VERDICTS 64
-#define SLACK_MIN (64 * SMV_MIB)
+#define LEASE_TIMEOUT_MS 5000
 /* The VM stands still while the destination loads the device state. */
 #define COMMIT_TIMEOUT_MAX_MS 60000
 
@@ -445,16 +445,6 @@ static int zap_by_shim(void *ctx, uint64_t addr, uint64_t len)
 	return smv_shim_zap(vm->shim, &range, 1);
 }
 
-/* What the main host does not hold, plus slack: the free room that eviction keeps, and slots that
- * pages keep when they come back, so that they can leave again without a write. */
-static uint64_t room_needed(uint64_t ram_bytes, uint64_t budget_bytes)
-{
-	uint64_t slack = ram_bytes / 20 > SLACK_MIN ? ram_bytes / 20 : SLACK_MIN;
-	uint64_t need = (ram_bytes > budget_bytes ? ram_bytes - budget_bytes : 0) + slack;
-
-	return (need + SMV_EXTENT_BYTES - 1) / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
-}
-
 /* The extent table as JSON, for whoever must find the pages without this process. */
 static int write_extents(const struct smv_vm *vm)
 {
@@ -498,8 +488,9 @@ static int set_up(
 	gethostname(hostname, sizeof(hostname) - 1);
 	snprintf(owner, sizeof(owner), "%s on %s", vm->name, hostname);
 	r = smv_leases_create(&vm->leases, &vm->backing, (const char *const *)q->sub_hosts,
-		(unsigned int)q->n_sub_hosts, owner, room_needed(vm->ram.bytes, q->budget_bytes),
-		q->transport, q->insecure, vm->transport_reason, sizeof(vm->transport_reason), err);
+		(unsigned int)q->n_sub_hosts, owner,
+		smv_leases_room(vm->ram.bytes, q->budget_bytes), q->transport, q->insecure,
+		LEASE_TIMEOUT_MS, vm->transport_reason, sizeof(vm->transport_reason), err);
 	if (r < 0)
 		return r;
 	vm->backed = true;

@@ -9,9 +9,9 @@
 #ifndef SMV_PAGERD_VM_H
 #define SMV_PAGERD_VM_H
 
+#include "client/leases.h"
 #include "client/pager.h"
 #include "common/error.h"
-#include "pagerd/leases.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
 #include "vmm/shim_client.h"

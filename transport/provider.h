@@ -38,6 +38,9 @@ struct smv_transport {
 
 	/* Whether this host can use it; if not, @why says so. Does not block. */
 	bool (*available)(char *why, size_t why_len);
+	/* Whether this host has what leads to @addr over it, asked by "auto"; if not, @why says so.
+	 * May block for a second. NULL: always. */
+	bool (*reachable)(const struct smv_addr *addr, char *why, size_t why_len);
 
 	/* The transport allocates, the user owns. */
 	int (*domain_create)(const struct smv_transport *t, struct smv_domain **domain);

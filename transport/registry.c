@@ -10,6 +10,7 @@
 
 /* One line per transport. */
 #define SMV_TRANSPORTS(X)                                                                          \
+	X(verbs)                                                                                   \
 	X(tcp)                                                                                     \
 	X(mem)
 
@@ -95,6 +96,15 @@ static int choose_named(const char *name, const struct offer *offer, const struc
 	return 0;
 }
 
+static bool is_reachable(
+	const struct smv_transport *t, const char *address, char *why, size_t why_len)
+{
+	struct smv_addr addr;
+
+	return !t->reachable || (smv_addr_parse(address, true, &addr, NULL) == 0 &&
+					t->reachable(&addr, why, why_len));
+}
+
 /* Try @name for "auto": true when taken; else @why is the reason why not. */
 static bool try_transport(const char *name, const struct offer *offer,
 	const struct smv_transport **t, size_t *index, char *why, size_t why_len)
@@ -110,6 +120,8 @@ static bool try_transport(const char *name, const struct offer *offer,
 		snprintf(why, why_len, "%s cannot be used on this host: %s", name, detail);
 	} else if (i < 0) {
 		snprintf(why, why_len, "the peer offers no %s address", name);
+	} else if (!is_reachable(*t, offer->addresses[i], detail, sizeof(detail))) {
+		snprintf(why, why_len, "%s does not lead to the peer: %s", name, detail);
 	} else {
 		*index = (size_t)i;
 		return true;

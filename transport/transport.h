@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One-sided data transports: one interface, several implementations ("tcp", "mem", later "verbs").
+ * One-sided data transports: one interface, several implementations ("verbs", "tcp", "mem").
  * Nothing above this header names a transport.
  *
  * The model is that of RDMA reliable connections. A *domain* (protection domain) holds the
@@ -28,8 +28,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What rdma_cm carries in a connection request: the ticket must fit. */
-#define SMV_PRIVATE_DATA_MAX 56
+/* What rdma_cm carries in a connection request, 56 bytes, without the verbs transport's own eight:
+ * the ticket must fit. */
+#define SMV_PRIVATE_DATA_MAX 48
 
 /* Scatter/gather elements of one request that every transport takes. A transport that can do
  * fewer in one work request splits it. */

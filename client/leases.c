@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "pagerd/leases.h"
+#include "client/leases.h"
 
 #include "common/cleanup.h"
 #include "common/log.h"
@@ -11,18 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RPC_TIMEOUT_MS 5000
 #define TTL_MS 60000
+#define SLACK_MIN (64 * SMV_MIB)
 
 typedef Smemv__V1__ServerInfo ServerInfo;
 typedef Smemv__V1__Lease Lease;
 typedef Smemv__V1__CreateLeaseResponse CreateLeaseResponse;
 
-static int call(struct smv_rpc_client *client, const char *method, const void *request,
-	void **response, struct smv_error *err)
+uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes)
 {
-	return smv_rpc_client_call(client, &smemv__v1__mem_server__descriptor, method, request,
-		(ProtobufCMessage **)response, RPC_TIMEOUT_MS, false, err);
+	uint64_t slack = ram_bytes / 20 > SLACK_MIN ? ram_bytes / 20 : SLACK_MIN;
+	uint64_t need = (ram_bytes > budget_bytes ? ram_bytes - budget_bytes : 0) + slack;
+
+	return (need + SMV_EXTENT_BYTES - 1) / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
+}
+
+static int call(const struct smv_leases *leases, const struct smv_lease *lease, const char *method,
+	const void *request, void **response, struct smv_error *err)
+{
+	return smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method,
+		request, (ProtobufCMessage **)response, leases->timeout_ms, false, err);
 }
 
 /* Put the sub-host into an error that does not name it yet. */
@@ -49,11 +57,11 @@ static int open_client(
 		     : 0;
 }
 
-static int ask_info(
-	struct smv_lease *lease, const char *address, ServerInfo **info, struct smv_error *err)
+static int ask_info(const struct smv_leases *leases, unsigned int h, const char *address,
+	ServerInfo **info, struct smv_error *err)
 {
 	Smemv__V1__GetServerInfoRequest request = SMEMV__V1__GET_SERVER_INFO_REQUEST__INIT;
-	int r = call(lease->client, "GetServerInfo", &request, (void **)info, err);
+	int r = call(leases, &leases->leases[h], "GetServerInfo", &request, (void **)info, err);
 
 	if (r < 0) {
 		name_host(err, address);
@@ -145,7 +153,7 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 	request.epoch = leases->epoch;
 	request.ttl_ms = TTL_MS;
 	request.transport = (char *)smv_transport_name(backing->transport);
-	r = call(lease->client, "CreateLease", &request, (void **)&response, err);
+	r = call(leases, lease, "CreateLease", &request, (void **)&response, err);
 	if (r < 0) {
 		name_host(err, host->address);
 		return r;
@@ -187,30 +195,36 @@ static int choose_transport(struct smv_backing *backing, ServerInfo *const *info
 	return 0;
 }
 
-static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
-	const char *const *addresses, ServerInfo **infos, const char *owner, uint64_t bytes,
-	const char *transport, bool insecure, char *reason, size_t reason_len,
-	struct smv_error *err)
+/* Get to know all sub-hosts. */
+static int meet_all(struct smv_leases *leases, struct smv_backing *backing,
+	const char *const *addresses, ServerInfo **infos, const char *transport, bool insecure,
+	char *reason, size_t reason_len, struct smv_error *err)
 {
-	uint64_t shares[SMV_SUB_HOSTS_MAX], run = bytes / SMV_EXTENT_BYTES / 2048 + 1;
-	unsigned int nr = leases->nr;
 	int r = 0;
 
-	for (unsigned int h = 0; h < nr && r == 0; h++) {
+	for (unsigned int h = 0; h < leases->nr && r == 0; h++) {
 		struct smv_sub_host *host = &backing->sub_hosts[h];
 
 		snprintf(host->address, sizeof(host->address), "%s", addresses[h]);
 		r = open_client(addresses[h], insecure, &leases->leases[h].client, err);
 		if (r == 0)
-			r = ask_info(&leases->leases[h], addresses[h], &infos[h], err);
+			r = ask_info(leases, h, addresses[h], &infos[h], err);
 		if (r == 0)
 			snprintf(host->name, sizeof(host->name), "%s", infos[h]->name);
 	}
 	if (r == 0)
 		r = choose_transport(backing, infos, transport, reason, reason_len, err);
-	if (r == 0)
-		r = share_out(infos, addresses, nr, bytes, shares, err);
-	for (unsigned int h = 0; h < nr && r == 0; h++)
+	return r;
+}
+
+static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
+	const char *const *addresses, ServerInfo *const *infos, const char *owner, uint64_t bytes,
+	struct smv_error *err)
+{
+	uint64_t shares[SMV_SUB_HOSTS_MAX], run = bytes / SMV_EXTENT_BYTES / 2048 + 1;
+	int r = share_out(infos, addresses, leases->nr, bytes, shares, err);
+
+	for (unsigned int h = 0; h < leases->nr && r == 0; h++)
 		if (shares[h])
 			r = create_one(leases, backing, h, owner, shares[h], err);
 	if (r == 0 && (r = smv_backing_spread(backing, run)) < 0)
@@ -218,31 +232,62 @@ static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
-int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
-	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
-	const char *transport, bool insecure, char *reason, size_t reason_len,
-	struct smv_error *err)
+static int init(struct smv_leases *leases, struct smv_backing *backing, unsigned int nr,
+	unsigned int timeout_ms, struct smv_error *err)
 {
-	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
-	int r;
-
 	memset(leases, 0, sizeof(*leases));
 	memset(backing, 0, sizeof(*backing));
 	pthread_mutex_init(&leases->nonce_lock, NULL);
 	leases->epoch = 1;
+	leases->timeout_ms = timeout_ms;
 	leases->leases = calloc(nr, sizeof(*leases->leases));
 	backing->sub_hosts = calloc(nr, sizeof(*backing->sub_hosts));
-	if (!leases->leases || !backing->sub_hosts) {
-		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	} else {
-		leases->nr = backing->nr_sub_hosts = nr;
-		backing->ticket = smv_leases_ticket;
-		backing->ticket_ctx = leases;
-		r = lease_all(leases, backing, addresses, infos, owner, bytes, transport, insecure,
-			reason, reason_len, err);
-	}
+	if (!leases->leases || !backing->sub_hosts)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	leases->nr = backing->nr_sub_hosts = nr;
+	backing->ticket = smv_leases_ticket;
+	backing->ticket_ctx = leases;
+	return 0;
+}
+
+static void free_infos(ServerInfo *const *infos, unsigned int nr)
+{
 	for (unsigned int h = 0; h < nr; h++)
 		smv_rpc_message_free((ProtobufCMessage *)infos[h]);
+}
+
+int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *transport,
+	bool insecure, unsigned int timeout_ms, struct smv_error *err)
+{
+	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
+	struct smv_backing backing;
+	struct smv_leases leases;
+	char reason[200];
+	int r = init(&leases, &backing, nr, timeout_ms, err);
+
+	if (r == 0)
+		r = meet_all(&leases, &backing, addresses, infos, transport, insecure, reason,
+			sizeof(reason), err);
+	free_infos(infos, nr);
+	smv_leases_release(&leases, &backing);
+	smv_backing_free(&backing);
+	return r;
+}
+
+int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
+	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
+	const char *transport, bool insecure, unsigned int timeout_ms, char *reason,
+	size_t reason_len, struct smv_error *err)
+{
+	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
+	int r = init(leases, backing, nr, timeout_ms, err);
+
+	if (r == 0)
+		r = meet_all(leases, backing, addresses, infos, transport, insecure, reason,
+			reason_len, err);
+	if (r == 0)
+		r = lease_all(leases, backing, addresses, infos, owner, bytes, err);
+	free_infos(infos, nr);
 	if (r < 0) {
 		smv_leases_release(leases, backing);
 		smv_backing_free(backing);
@@ -261,7 +306,7 @@ void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backi
 		if (!lease->created || lease->held)
 			continue;
 		request.id = lease->id;
-		if (call(lease->client, "RenewLease", &request, (void **)&response, &err) < 0)
+		if (call(leases, lease, "RenewLease", &request, (void **)&response, &err) < 0)
 			smv_log_warning("sub-host %s: cannot renew lease %s: %s",
 				backing->sub_hosts[h].address, lease->id, err.message);
 		smv_rpc_message_free((ProtobufCMessage *)response);
@@ -281,7 +326,7 @@ bool smv_leases_hold(struct smv_leases *leases, const struct smv_backing *backin
 		if (!lease->created || lease->held)
 			continue;
 		request.id = lease->id;
-		if (call(lease->client, "HoldLease", &request, (void **)&response, &err) < 0) {
+		if (call(leases, lease, "HoldLease", &request, (void **)&response, &err) < 0) {
 			smv_log_warning("sub-host %s: cannot hold lease %s, will try again: %s",
 				backing->sub_hosts[h].address, lease->id, err.message);
 			all = false;
@@ -307,7 +352,7 @@ int smv_leases_fence(
 			continue;
 		request.id = lease->id;
 		request.epoch = leases->epoch;
-		r = call(lease->client, "FenceLease", &request, (void **)&response, err);
+		r = call(leases, lease, "FenceLease", &request, (void **)&response, err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
 		if (r < 0) {
 			name_host(err, backing->sub_hosts[h].address);
@@ -327,7 +372,7 @@ void smv_leases_release(struct smv_leases *leases, const struct smv_backing *bac
 
 		request.id = lease->id;
 		if (lease->created &&
-			call(lease->client, "ReleaseLease", &request, (void **)&response, &err) <
+			call(leases, lease, "ReleaseLease", &request, (void **)&response, &err) <
 				0 &&
 			err.code != SMV_NOT_FOUND)
 			smv_log_warning("sub-host %s: cannot release lease %s: %s",

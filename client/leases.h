@@ -3,8 +3,8 @@
  * The leases of one VM on its sub-hosts: asked for, renewed, held, fenced and released over the
  * control channel. Not thread-safe: the VM's lock guards it, but for smv_leases_ticket().
  */
-#ifndef SMV_PAGERD_LEASES_H
-#define SMV_PAGERD_LEASES_H
+#ifndef SMV_CLIENT_LEASES_H
+#define SMV_CLIENT_LEASES_H
 
 #include "client/backing.h"
 #include "common/error.h"
@@ -25,13 +25,24 @@ struct smv_leases {
 	struct smv_lease *leases; /* one per sub-host of the backing, same index */
 	unsigned int nr;
 	uint32_t epoch;
+	unsigned int timeout_ms; /* of each call to a sub-host */
 	pthread_mutex_t nonce_lock;
 	uint64_t nonce;
 };
 
+/** smv_leases_room - what the main host does not hold, plus slack: the free room that eviction
+ * keeps, and slots that pages keep when they come back, so that they can leave again without a
+ * write. A multiple of the extent size. */
+uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes);
+
+/** smv_leases_probe - ask every sub-host whether it is there and fits; nothing is leased. */
+int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *transport,
+	bool insecure, unsigned int timeout_ms, struct smv_error *err);
+
 /**
  * smv_leases_create - find room for @bytes (a multiple of the extent size) and lease it.
  * @backing: gets the sub-hosts with their segments, the chosen transport and the extent table
+ * @timeout_ms: of each call, now and later
  * @reason: gets why this transport was chosen
  *
  * Too little room is SMV_NO_ROOM with the numbers of every sub-host. On failure nothing stays
@@ -39,8 +50,8 @@ struct smv_leases {
  */
 int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
-	const char *transport, bool insecure, char *reason, size_t reason_len,
-	struct smv_error *err);
+	const char *transport, bool insecure, unsigned int timeout_ms, char *reason,
+	size_t reason_len, struct smv_error *err);
 
 /** smv_leases_renew - keep provisional leases; failures are logged. */
 void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing);
