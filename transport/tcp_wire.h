@@ -20,7 +20,7 @@
 #include "transport/transport.h"
 
 #define SMV_TCP_VERSION 1
-#define SMV_TCP_HELLO_SIZE 72
+#define SMV_TCP_HELLO_SIZE (16 + SMV_PRIVATE_DATA_MAX)
 #define SMV_TCP_WELCOME_SIZE 16
 #define SMV_TCP_REQUEST_SIZE 32
 #define SMV_TCP_ANSWER_SIZE 16

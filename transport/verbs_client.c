@@ -785,7 +785,7 @@ static int request_connection(struct verbs_client *c, const void *private_data, 
 		.initiator_depth = to_u8(c->q.dev->attr.max_qp_init_rd_atom),
 		.responder_resources = 1,
 		.retry_count = 6,
-		.rnr_retry_count = 6,
+		.rnr_retry_count = 7, /* as in the queue pair */
 		.qp_num = c->q.qp->qp_num,
 	};
 

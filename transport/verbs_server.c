@@ -213,7 +213,7 @@ static int accept_conn(struct server_conn *c)
 		.private_data_len = sizeof(data),
 		.responder_resources = depth,
 		.initiator_depth = 1,
-		.rnr_retry_count = 6,
+		.rnr_retry_count = 7, /* as in the queue pair */
 		.qp_num = c->q.qp->qp_num,
 	};
 	int ret = smv_verbs_qp_init(&c->q, c->id, c->peer.access);
