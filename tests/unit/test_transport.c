@@ -5,6 +5,7 @@
 #include "transport/tcp_wire.h"
 #include "transport/ticket.h"
 #include "transport/transport.h"
+#include "transport_server.h"
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -14,7 +15,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,25 +22,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SERVER_SIZE (8u << 20)
 #define CLIENT_SIZE (8u << 20)
 #define PAGE 4096u
-
-/* A server with one region, and what its callbacks saw. */
-struct server {
-	const struct smv_transport *t;
-	struct smv_domain *domain;
-	struct smv_region *region;
-	struct smv_region_info info;
-	struct smv_listener *listener;
-	struct smv_addr addr;
-	unsigned char *mem;
-	unsigned int access;
-	atomic_int refuse, nr_connected, nr_disconnected, nr_notified;
-	_Atomic uint32_t last_imm;
-	_Atomic(struct smv_conn *) conn;
-	unsigned char seen; /* mem[0] when the last notification came */
-};
 
 struct client {
 	struct smv_domain *domain;
@@ -48,84 +31,6 @@ struct client {
 	unsigned char *mem;
 	struct smv_conn *conn;
 };
-
-static int on_connect(void *ctx, struct smv_conn *conn, const void *data, size_t len,
-	struct smv_domain **domain, unsigned int *access, void **conn_ctx)
-{
-	struct server *s = ctx;
-
-	if (s->refuse || len != 6 || memcmp(data, "ticket", 6) != 0)
-		return -EACCES;
-	*domain = s->domain;
-	*access = s->access;
-	*conn_ctx = s;
-	s->conn = conn;
-	s->nr_connected++;
-	return 0;
-}
-
-static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t imm)
-{
-	struct server *s = conn_ctx;
-
-	s->seen = s->mem[0];
-	s->last_imm = imm;
-	s->nr_notified++;
-	smv_conn_notify(conn, imm + 1);
-}
-
-static void on_disconnected(void *ctx, void *conn_ctx, struct smv_conn *conn)
-{
-	struct server *s = conn_ctx;
-
-	s->nr_disconnected++;
-}
-
-/* Where a server of that transport listens. The address of an RDMA device comes from outside. */
-static void listen_address(const char *transport, struct smv_addr *addr)
-{
-	const char *verbs = getenv("SMEMV_TEST_VERBS");
-	char text[SMV_ADDR_MAX] = "mem:test";
-
-	if (strcmp(transport, "tcp") == 0)
-		strcpy(text, "tcp:127.0.0.1:0");
-	else if (strcmp(transport, "verbs") == 0)
-		snprintf(text, sizeof(text), strchr(verbs, ':') ? "verbs:[%s]:0" : "verbs:%s:0",
-			verbs);
-	cr_assert_eq(smv_addr_parse(text, true, addr, NULL), 0);
-}
-
-static void server_start(struct server *s, const char *transport)
-{
-	const struct smv_listener_handler handler = {s, on_connect, on_notify, on_disconnected};
-	struct smv_error err = {0};
-
-	smv_log_set_level(SMV_LOG_ERROR); /* refused accesses are on purpose here */
-	memset(s, 0, sizeof(*s));
-	s->t = smv_transport_find(transport);
-	s->access = SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE;
-	s->mem = calloc(1, SERVER_SIZE);
-	cr_assert_eq(smv_domain_create(s->t, &s->domain), 0);
-	cr_assert_eq(smv_region_register(s->domain, s->mem, SERVER_SIZE,
-			     SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE, &s->region),
-		0);
-	smv_region_info(s->region, &s->info);
-	listen_address(transport, &s->addr);
-	cr_assert_eq(smv_listen(s->t, &s->addr, &handler, &s->listener, &s->addr, &err), 0, "%s",
-		err.message);
-}
-
-static void server_stop(struct server *s)
-{
-	if (s->listener)
-		smv_listener_close(s->listener);
-	cr_assert_eq(s->nr_connected, s->nr_disconnected);
-	if (s->region)
-		smv_region_deregister(s->region);
-	if (s->domain)
-		smv_domain_destroy(s->domain);
-	free(s->mem);
-}
 
 static int try_connect(struct client *c, const struct smv_transport *t, const struct smv_addr *addr,
 	unsigned int depth, unsigned int timeout_ms, struct smv_error *err)
@@ -220,20 +125,37 @@ static uint32_t next_notification(struct smv_conn *conn)
 	return imm;
 }
 
-static char names[3][8] = {"tcp", "mem", "verbs"};
+static char names[3][8] = {"mem", "tcp", "verbs"};
 
-/* Verbs only where there is a device: SMEMV_TEST_VERBS is an address of it. */
-static size_t nr_names(void)
-{
-	return getenv("SMEMV_TEST_VERBS") ? 3 : 2;
-}
-
+/* Verbs only where there is a device: SMEMV_TEST_VERBS is an address of it, at the server's host.
+ * "mem" stays within a process. */
 #define EACH(name)                                                                                 \
 	ParameterizedTestParameters(transport, name)                                               \
 	{                                                                                          \
-		return cr_make_param_array(char[8], names, nr_names());                            \
+		size_t first = server_is_elsewhere() ? 1 : 0;                                      \
+		size_t end = getenv("SMEMV_TEST_VERBS") ? 3 : 2;                                   \
+                                                                                                   \
+		return cr_make_param_array(char[8], names + first, end - first);                   \
 	}                                                                                          \
 	ParameterizedTest(char name_[8], transport, name)
+
+/* What the server's memory holds there. */
+static void expect_at_server(
+	const struct server *s, uint64_t offset, const void *data, uint32_t len, const char *what)
+{
+	unsigned char *there = malloc(len);
+
+	server_peek(s, offset, there, len);
+	cr_assert_eq(memcmp(there, data, len), 0, "%s, %u bytes", what, len);
+	free(there);
+}
+
+static void expect_all_at_server(const struct server *s, unsigned char byte)
+{
+	int64_t other = server_call(s, SERVER_FIRST_OTHER, byte, SERVER_SIZE).value;
+
+	cr_assert_eq(other, -1, "byte %ld was written", (long)other);
+}
 
 #define SETUP()                                                                                    \
 	struct server s;                                                                           \
@@ -257,10 +179,12 @@ EACH(moves_what_it_is_told)
 
 		fill_random(c.mem, n, n);
 		cr_assert_eq(one(&c, SMV_OP_WRITE, s.info.rkey, s.info.remote_addr + 5, 0, n), 0);
-		cr_assert_eq(memcmp(s.mem + 5, c.mem, n), 0, "%u", n);
-		fill_random(s.mem + 9, n, n + 1);
+		expect_at_server(&s, 5, c.mem, n, "written");
+		fill_random(c.mem, n, n + 1);
+		server_poke(&s, 9, c.mem, n);
+		memset(c.mem, 0, n + 3);
 		cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr + 9, 3, n), 0);
-		cr_assert_eq(memcmp(s.mem + 9, c.mem + 3, n), 0, "%u", n);
+		expect_at_server(&s, 9, c.mem + 3, n, "read");
 		sum += n;
 	}
 	smv_conn_stats(c.conn, &stats);
@@ -290,7 +214,7 @@ EACH(scatters_and_gathers)
 	cr_assert_eq(smv_conn_post(c.conn, r, 2), 2);
 	reap(c.conn, 2, statuses);
 	cr_assert(statuses[0] == 0 && statuses[1] == 0);
-	cr_assert_eq(memcmp(s.mem, sge[0][0].addr, PAGE), 0);
+	expect_at_server(&s, 0, sge[0][0].addr, PAGE, "the first element");
 	cr_assert_eq(memcmp(c.mem, c.mem + CLIENT_SIZE / 2, SMV_SGE_MAX * PAGE), 0);
 	TEARDOWN();
 }
@@ -364,20 +288,23 @@ EACH(refuses_malformed_requests)
 {
 	struct smv_sge sge[2];
 	struct smv_request r = {.op = SMV_OP_READ, .sge = sge, .nr_sge = 1};
+	struct client other;
 	char elsewhere[8];
 
 	SETUP();
+	client_start(&other, &s);
 	r.rkey = s.info.rkey;
 	sge[0] = (struct smv_sge){elsewhere, sizeof(elsewhere), c.region};
 	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
 	sge[0] = (struct smv_sge){c.mem + CLIENT_SIZE - 1, 2, c.region};
 	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
-	sge[0] = (struct smv_sge){c.mem, 8, s.region};
+	sge[0] = (struct smv_sge){other.mem, 8, other.region}; /* of another domain */
 	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
 	sge[0] = (struct smv_sge){c.mem, SMV_REQUEST_MAX + 1, c.region};
 	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
 	r.nr_sge = 0;
 	cr_assert_eq(smv_conn_post(c.conn, &r, 1), -EINVAL);
+	client_stop(&other);
 	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, 8), 0);
 	TEARDOWN();
 }
@@ -395,44 +322,50 @@ EACH(notifies_behind_writes)
 		cr_assert_eq(smv_conn_notify(c.conn, i * 10), 0);
 		cr_assert_eq(reap(c.conn, 1, NULL), 0);
 		cr_assert_eq(next_notification(c.conn), i * 10 + 1);
-		cr_assert_eq(s.seen, i);
+		cr_assert_eq(server_counters(&s).seen, i);
 	}
-	cr_assert_eq(s.nr_notified, 50);
+	cr_assert_eq(server_counters(&s).nr_notified, 50);
 	TEARDOWN();
 }
 
-struct notifier {
-	struct server *s;
-	useconds_t pause_us;
-	atomic_bool stop;
-	atomic_uint sent;
-};
-
-static void *notify_main(void *arg)
+/* Take what has come; they must be the next ones. */
+static void take_notifications(struct client *c, uint32_t *expected)
 {
-	struct notifier *n = arg;
+	uint32_t imm;
 
-	while (!n->stop) {
-		if (smv_conn_notify(n->s->conn, n->sent) == 0)
-			n->sent++;
-		usleep(n->pause_us);
+	while (smv_conn_next_notification(c->conn, &imm))
+		cr_assert_eq(imm, (*expected)++);
+}
+
+static void read_and_take(struct client *c, unsigned int n, uint32_t *expected)
+{
+	uint64_t until = smv_now_ns() + 20 * SMV_NS_PER_S;
+	struct smv_completion done[16];
+
+	while (n > 0) {
+		int got = smv_conn_poll(c->conn, done, 16);
+
+		cr_assert_geq(got, 0);
+		cr_assert_lt(smv_now_ns(), until, "%u reads are missing", n);
+		for (int i = 0; i < got; i++)
+			cr_assert_eq(done[i].status, 0);
+		n -= (unsigned int)got;
+		take_notifications(c, expected);
+		if (!got)
+			smv_conn_wait(c->conn, 1000);
 	}
-	return NULL;
 }
 
 /* Notifications from another thread in the middle of reads spoil neither. */
 EACH(mixes_notifications_into_reads)
 {
-	/* A client must take its notifications before there are 1024. Over an emulated NIC a round of
-	 * reads takes so long that 50 us would bring more. */
-	struct notifier n = {.pause_us = strcmp(name_, "verbs") == 0 ? 1000 : 50};
-	uint32_t expected = 0, imm;
-	pthread_t thread;
+	unsigned char *there = malloc(SERVER_SIZE);
+	uint32_t expected = 0, sent;
 
 	SETUP();
-	fill_random(s.mem, SERVER_SIZE, 5);
-	n.s = &s;
-	pthread_create(&thread, NULL, notify_main, &n);
+	fill_random(there, SERVER_SIZE, 5);
+	server_poke(&s, 0, there, SERVER_SIZE);
+	server_call(&s, SERVER_FLOOD, 50, 0);
 	for (unsigned int round = 0; round < 300; round++) {
 		struct smv_sge sge[16];
 		struct smv_request r[16];
@@ -445,44 +378,35 @@ EACH(mixes_notifications_into_reads)
 				s.info.remote_addr + round * 13 + i * 80000, &sge[i], 1};
 		}
 		cr_assert_eq(smv_conn_post(c.conn, r, 16), 16);
-		cr_assert_eq(reap(c.conn, 16, NULL), 0);
+		read_and_take(&c, 16, &expected);
 		for (unsigned int i = 0; i < 16; i++)
 			cr_assert_eq(
-				memcmp(sge[i].addr, s.mem + round * 13 + i * 80000, sge[i].len), 0,
+				memcmp(sge[i].addr, there + round * 13 + i * 80000, sge[i].len), 0,
 				"round %u, %u", round, i);
-		while (smv_conn_next_notification(c.conn, &imm))
-			cr_assert_eq(imm, expected++);
 	}
-	while (n.sent <= 10)
-		usleep(1000);
-	n.stop = true;
-	pthread_join(thread, NULL);
-	while (expected < n.sent)
+	wait_until(server_call(&s, SERVER_FLOOD_SENT, 0, 0).value > 10);
+	sent = (uint32_t)server_call(&s, SERVER_FLOOD_STOP, 0, 0).value;
+	while (expected < sent)
 		cr_assert_eq(next_notification(c.conn), expected++);
-	cr_assert_gt(expected, 10);
+	free(there);
 	TEARDOWN();
 }
 
 /* Each offence ends the offender's connection, and only that. */
 EACH(refuses_foreign_accesses)
 {
-	struct client other;
-	struct smv_domain *foreign;
-	struct smv_region *foreign_region, *read_only, *gone;
+	const unsigned int full = SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE;
 	struct smv_region_info foreign_info, read_only_info, gone_info;
+	struct server_answer gone;
+	struct client other;
 
 	SETUP();
 	client_start(&other, &s);
-	cr_assert_eq(smv_domain_create(s.t, &foreign), 0);
-	cr_assert_eq(smv_region_register(foreign, s.mem, SERVER_SIZE,
-			     SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE, &foreign_region),
-		0);
-	smv_region_info(foreign_region, &foreign_info);
-	smv_region_register(s.domain, s.mem, PAGE, SMV_ACCESS_REMOTE_READ, &read_only);
-	smv_region_info(read_only, &read_only_info);
-	smv_region_register(s.domain, s.mem, PAGE, SMV_ACCESS_REMOTE_READ, &gone);
-	smv_region_info(gone, &gone_info);
-	smv_region_deregister(gone);
+	foreign_info = server_call(&s, SERVER_REGISTER, full, 1).info;
+	read_only_info = server_call(&s, SERVER_REGISTER, SMV_ACCESS_REMOTE_READ, 0).info;
+	gone = server_call(&s, SERVER_REGISTER, SMV_ACCESS_REMOTE_READ, 0);
+	gone_info = gone.info;
+	server_call(&s, SERVER_DEREGISTER, (uint64_t)gone.value, 0);
 	const struct {
 		enum smv_op op;
 		uint64_t rkey, addr;
@@ -499,23 +423,19 @@ EACH(refuses_foreign_accesses)
 	};
 	memset(c.mem, 0xff, PAGE);
 	for (size_t i = 0; i < sizeof(offences) / sizeof(offences[0]); i++) {
-		int before = s.nr_disconnected;
+		int before = server_counters(&s).nr_disconnected;
 
 		cr_assert_eq(one(&c, offences[i].op, offences[i].rkey, offences[i].addr, 0, PAGE),
 			-EACCES, "%zu", i);
 		cr_assert_eq(smv_conn_post(c.conn, &(struct smv_request){0}, 1), -ENOTCONN);
 		cr_assert_eq(smv_conn_poll(c.conn, &(struct smv_completion){0}, 1), -ENOTCONN);
-		wait_until(s.nr_disconnected == before + 1);
+		wait_until(server_counters(&s).nr_disconnected == before + 1);
 		cr_assert_eq(one(&other, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 0, PAGE), 0);
 		client_stop(&c);
 		client_start(&c, &s);
 		memset(c.mem, 0xff, PAGE);
 	}
-	for (size_t i = 0; i < SERVER_SIZE; i++)
-		cr_assert_eq(s.mem[i], 0, "byte %zu was written", i);
-	smv_region_deregister(read_only);
-	smv_region_deregister(foreign_region);
-	smv_domain_destroy(foreign);
+	expect_all_at_server(&s, 0);
 	client_stop(&other);
 	TEARDOWN();
 }
@@ -526,14 +446,14 @@ EACH(refuses_writes_of_a_reader)
 	struct client c;
 
 	server_start(&s, name_);
-	s.access = SMV_ACCESS_REMOTE_READ;
+	server_call(&s, SERVER_ALLOW, SMV_ACCESS_REMOTE_READ, 0);
 	client_start(&c, &s);
 	c.mem[0] = 1;
 	cr_assert_eq(one(&c, SMV_OP_READ, s.info.rkey, s.info.remote_addr, 1, 8), 0);
 	/* Large, so that most of its payload is under way when the server refuses it. */
 	cr_assert_eq(one(&c, SMV_OP_WRITE, s.info.rkey, s.info.remote_addr, 0, SMV_REQUEST_MAX),
 		-EACCES);
-	cr_assert_eq(s.mem[0], 0);
+	expect_all_at_server(&s, 0);
 	TEARDOWN();
 }
 
@@ -544,10 +464,10 @@ EACH(refuses_a_ticket)
 	struct client c;
 
 	server_start(&s, name_);
-	s.refuse = 1;
+	server_call(&s, SERVER_ALLOW, 0, 0);
 	cr_assert_eq(try_connect(&c, s.t, &s.addr, 0, 0, &err), -EACCES);
 	cr_assert(strstr(err.message, "refused"), "%s", err.message);
-	cr_assert_eq(s.nr_disconnected, 0);
+	cr_assert_eq(server_counters(&s).nr_disconnected, 0);
 	TEARDOWN();
 }
 
@@ -561,23 +481,12 @@ EACH(counts_payload)
 	/* The last read is counted after it was sent: let the connection end. */
 	smv_conn_close(c.conn);
 	c.conn = NULL;
-	wait_until(s.nr_disconnected == 1);
-	smv_domain_stats(s.domain, &stats);
+	wait_until(server_counters(&s).nr_disconnected == 1);
+	stats = server_call(&s, SERVER_STATS, 0, 0).stats;
 	cr_assert_eq(stats.counted, strcmp(name_, "verbs") != 0); /* there no CPU sees it */
 	cr_assert_eq(stats.bytes_received, stats.counted ? 10000 : 0);
 	cr_assert_eq(stats.bytes_sent, stats.counted ? 300 : 0);
 	TEARDOWN();
-}
-
-static void *deregister_later(void *arg)
-{
-	struct server *s = arg;
-
-	smv_sleep_ms(30);
-	smv_region_deregister(s->region);
-	memset(s->mem, 0xaa, SERVER_SIZE); /* nobody else may touch it now */
-	s->region = NULL;
-	return NULL;
 }
 
 EACH(deregisters_under_fire)
@@ -586,11 +495,10 @@ EACH(deregisters_under_fire)
 	struct smv_request r[64];
 	struct smv_sge sge[64];
 	uint32_t next = 0;
-	pthread_t thread;
 	int bad = 0, n;
 
 	SETUP();
-	pthread_create(&thread, NULL, deregister_later, &s);
+	server_call(&s, SERVER_DEREGISTER_LATER, 0, 0);
 	do {
 		for (unsigned int i = 0; i < 64; i++) {
 			uint32_t at = (next + i) % 128 * 65536; /* no two in flight share memory */
@@ -606,9 +514,8 @@ EACH(deregisters_under_fire)
 			bad += done[i].status == -EACCES;
 	} while (n != -ENOTCONN);
 	cr_assert_eq(bad, 1);
-	pthread_join(thread, NULL);
-	for (size_t i = 0; i < SERVER_SIZE; i++)
-		cr_assert_eq(s.mem[i], 0xaa, "byte %zu was written after the deregistration", i);
+	server_call(&s, SERVER_WAIT_LATER, 0, 0);
+	expect_all_at_server(&s, 0xaa); /* so nothing was written after the deregistration */
 	TEARDOWN();
 }
 
@@ -655,9 +562,8 @@ EACH(closes_the_listener_with_requests_in_flight)
 
 	SETUP();
 	posted = post_many(&c, &s.info);
-	smv_listener_close(s.listener);
-	s.listener = NULL;
-	cr_assert_eq(s.nr_disconnected, 1);
+	server_call(&s, SERVER_CLOSE_LISTENER, 0, 0);
+	cr_assert_eq(server_counters(&s).nr_disconnected, 1);
 	expect_reset(&c, posted);
 	TEARDOWN();
 }
@@ -668,11 +574,10 @@ EACH(destroys_the_domain_with_requests_in_flight)
 
 	SETUP();
 	posted = post_many(&c, &s.info);
-	smv_domain_destroy(s.domain);
-	memset(s.mem, 0, SERVER_SIZE);
-	s.domain = NULL;
-	s.region = NULL;
+	server_call(&s, SERVER_DESTROY_DOMAIN, 0, 0);
+	server_call(&s, SERVER_FILL, 0x55, 0);
 	expect_reset(&c, posted);
+	expect_all_at_server(&s, 0x55); /* so nothing was written after the destruction */
 	TEARDOWN();
 }
 
@@ -682,8 +587,8 @@ EACH(closes_a_server_connection_from_outside)
 
 	SETUP();
 	posted = post_many(&c, &s.info);
-	smv_conn_close(s.conn);
-	wait_until(s.nr_disconnected == 1);
+	server_call(&s, SERVER_CLOSE_CONN, 0, 0);
+	wait_until(server_counters(&s).nr_disconnected == 1);
 	expect_reset(&c, posted);
 	TEARDOWN();
 }
@@ -803,11 +708,13 @@ Test(tcp, survives_garbage)
 		uint32_t op, len;
 	} bad[] = {{0, 1}, {4, 1}, {UINT32_MAX, 1}, {SMV_TCP_READ, 0}, {SMV_TCP_WRITE, 0},
 		{SMV_TCP_READ, SMV_REQUEST_MAX + 1}, {SMV_TCP_WRITE, UINT32_MAX}};
-	char name_[] = "tcp";
 	unsigned char junk[200];
+	struct server s;
+	struct client c;
 	int fd;
 
-	SETUP();
+	server_start_here(&s, "tcp");
+	client_start(&c, &s);
 	for (unsigned int i = 0; i < 20; i++) {
 		fill_random(junk, sizeof(junk), i);
 		fd = raw_connect(&s.addr);
@@ -833,7 +740,7 @@ Test(tcp, says_its_version)
 	struct server s;
 	int fd;
 
-	server_start(&s, "tcp");
+	server_start_here(&s, "tcp");
 	fd = raw_connect(&s.addr);
 	smv_tcp_put_hello(out, &hello);
 	send(fd, out, sizeof(out), 0);
@@ -910,7 +817,7 @@ static pid_t fork_server(struct smv_addr *addr, struct smv_region_info *info)
 	if (pid == 0) {
 		static struct server s;
 
-		server_start(&s, "tcp");
+		server_start_here(&s, "tcp");
 		if (write(pipe_fd[1], &s.addr, sizeof(s.addr)) < 0 ||
 			write(pipe_fd[1], &s.info, sizeof(s.info)) < 0)
 			_exit(1);
@@ -996,24 +903,20 @@ Test(tcp, does_not_wait_for_stalled_clients)
 			uint64_t start;
 			int fd;
 
-			server_start(&s, "tcp");
+			server_start_here(&s, "tcp");
 			fd = stall(&s, kind);
 			start = smv_now_ns();
 			if (what == 0) {
-				smv_region_deregister(s.region);
-				s.region = NULL;
+				server_call(&s, SERVER_DEREGISTER, 0, 0);
 			} else if (what == 1) {
-				smv_domain_destroy(s.domain);
-				s.domain = NULL;
-				s.region = NULL;
+				server_call(&s, SERVER_DESTROY_DOMAIN, 0, 0);
 			}
-			memset(s.mem, 1, SERVER_SIZE);
+			server_call(&s, SERVER_FILL, 1, 0);
 			if (what < 2) {
 				/* The rest of the payload comes too late. */
 				send(fd, late, sizeof(late), MSG_NOSIGNAL);
 				smv_sleep_ms(10);
-				for (size_t i = 0; i < sizeof(late) + 1000; i++)
-					cr_assert_eq(s.mem[i], 1, "%d %d: written", what, kind);
+				expect_all_at_server(&s, 1);
 			}
 			server_stop(&s);
 			cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S, "%d %d", what, kind);
@@ -1028,10 +931,10 @@ Test(tcp, notify_does_not_wait_for_a_client_that_takes_nothing)
 	uint64_t start;
 	int fd;
 
-	server_start(&s, "tcp");
+	server_start_here(&s, "tcp");
 	fd = stall(&s, 2);
 	start = smv_now_ns();
-	cr_assert_eq(smv_conn_notify(s.conn, 1), -EAGAIN);
+	cr_assert_eq(server_call(&s, SERVER_NOTIFY, 1, 0).value, -EAGAIN);
 	cr_assert_lt(smv_now_ns() - start, SMV_NS_PER_S);
 	server_stop(&s);
 	close(fd);
