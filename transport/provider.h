@@ -36,9 +36,6 @@ struct smv_conn {
 struct smv_transport {
 	const char *name;
 
-	/* "auto" does not take it: it is too young to be chosen by anybody but a person. */
-	bool on_request_only;
-
 	/* Whether this host can use it; if not, @why says so. Does not block. */
 	bool (*available)(char *why, size_t why_len);
 	/* Whether this host has what leads to @addr over it, asked by "auto"; if not, @why says so.

@@ -116,9 +116,6 @@ static bool try_transport(const char *name, const struct offer *offer,
 	i = find_offer(offer, name);
 	if (!*t) {
 		snprintf(why, why_len, "this build has no %s transport", name);
-	} else if ((*t)->on_request_only) {
-		snprintf(why, why_len, "%s is experimental and taken only when asked for by name",
-			name);
 	} else if (!smv_transport_available(*t, detail, sizeof(detail))) {
 		snprintf(why, why_len, "%s cannot be used on this host: %s", name, detail);
 	} else if (i < 0) {

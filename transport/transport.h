@@ -109,9 +109,10 @@ struct smv_listener_handler {
 };
 
 struct smv_conn_options {
-	unsigned int depth;      /* requests in flight at most; 0: 128 */
-	unsigned int timeout_ms; /* deadline of each request; 0: 5000 */
+	unsigned int depth;              /* requests in flight at most; 0: 128 */
+	unsigned int timeout_ms;         /* deadline of each request; 0: 5000 */
 	unsigned int connect_timeout_ms; /* of the connecting; 0: as timeout_ms */
+	bool events_only; /* smv_conn_arm() never says "poll on" for what is only expected */
 };
 
 struct smv_conn_stats {
@@ -200,7 +201,8 @@ int smv_conn_poll(struct smv_conn *conn, struct smv_completion *completions, uns
  * @fd_events: gets the poll(2) events to wait for
  * @timeout_ms: gets the time until the next request's deadline, -1 for none: poll again by then
  *
- * Returns 1 when there is something to poll already (do not sleep), 0 otherwise.
+ * Returns 1 when there is something to poll already or, where polling is cheap and quicker than a
+ * wake-up (verbs), when there soon will be: poll on, do not sleep. 0 otherwise.
  */
 int smv_conn_arm(struct smv_conn *conn, short *fd_events, int *timeout_ms);
 int smv_conn_fd(const struct smv_conn *conn);

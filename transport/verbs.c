@@ -104,7 +104,6 @@ static bool verbs_available(char *why, size_t why_len)
 
 SMV_TRANSPORT_REGISTER(verbs) = {
 	.name = "verbs",
-	.on_request_only = true,
 	.available = verbs_available,
 	.reachable = smv_verbs_reachable,
 	.domain_create = smv_verbs_domain_create,

@@ -37,6 +37,8 @@
 /* When the server has ended the connection, the reason may still be on its way. */
 #define REASON_NS (20 * SMV_NS_PER_MS)
 #define LOOK_NS SMV_NS_PER_MS /* how often polling looks at the clock and at rdma_cm */
+/* Above this it does not pay to poll for a request instead of sleeping: a wake-up costs less. */
+#define POLL_MAX_NS (500 * SMV_NS_PER_US)
 
 enum slot_kind { SLOT_READ, SLOT_WRITE, SLOT_NOTIFY, SLOT_HEARTBEAT };
 
@@ -76,6 +78,8 @@ struct verbs_client {
 	unsigned int wrs_used;    /* entries of the send queue */
 	unsigned int unsignalled; /* ... since the last signalled one */
 	unsigned int signal_every;
+	bool may_poll;     /* instead of sleeping, see polls_on() */
+	uint64_t usual_ns; /* from post to completion, a moving average */
 	uint64_t heard_ns; /* last sign of life */
 	uint64_t left_ns;  /* when the server ended the connection, or 0 */
 	uint64_t looked_ns;
@@ -95,7 +99,7 @@ static struct verbs_client *to_client(const struct smv_conn *conn)
 	return smv_container_of(conn, struct verbs_client, base);
 }
 
-static struct slot *slot_at(struct verbs_client *c, uint64_t i)
+static struct slot *slot_at(const struct verbs_client *c, uint64_t i)
 {
 	return &c->ring[i & (c->ring_size - 1)];
 }
@@ -126,6 +130,15 @@ static void succeed_before(struct verbs_client *c, uint64_t end)
 {
 	while (c->done < end && c->done != c->tail)
 		finish_slot(c, 0);
+}
+
+/* The newest of what has completed tells how long requests take now. A weight of 1/8 as in TCP's
+ * estimate of the round-trip time (RFC 6298). */
+static void learn_usual_time(struct verbs_client *c, uint64_t now)
+{
+	uint64_t ns = now - slot_at(c, c->done - 1)->posted_ns;
+
+	c->usual_ns = c->usual_ns ? c->usual_ns - c->usual_ns / 8 + ns / 8 : ns;
 }
 
 static int status_of(enum ibv_wc_status status)
@@ -176,6 +189,7 @@ static void keep_notification(struct verbs_client *c, uint32_t imm)
 /* Take what the completion queue has. */
 static void collect(struct verbs_client *c)
 {
+	const uint64_t done = c->done;
 	unsigned int received = 0;
 	struct ibv_wc wc[32];
 	bool heard = false;
@@ -202,6 +216,8 @@ static void collect(struct verbs_client *c)
 		c->error = -ECONNRESET;
 	if (heard)
 		c->heard_ns = smv_now_ns();
+	if (heard && c->done != done)
+		learn_usual_time(c, c->heard_ns);
 	if (received && !c->error && smv_verbs_qp_post_recv(&c->q, received) < 0)
 		c->error = -ECONNRESET;
 }
@@ -509,6 +525,14 @@ static bool has_news(const struct verbs_client *c)
 	return c->failed || c->nr_completed || c->notifications_head != c->notifications_tail;
 }
 
+/* Adaptive polling: a request that is expected soon is polled for, up to twice the usual time. If
+ * it takes longer, or requests usually take long, an event will tell. Idle connections sleep. */
+static bool polls_on(const struct verbs_client *c)
+{
+	return c->may_poll && c->done != c->tail && c->usual_ns < POLL_MAX_NS / 2 &&
+	       smv_now_ns() - slot_at(c, c->done)->posted_ns < 2 * c->usual_ns;
+}
+
 static int client_arm(struct smv_conn *conn, short *fd_events, int *timeout_ms)
 {
 	struct verbs_client *c = to_client(conn);
@@ -516,7 +540,7 @@ static int client_arm(struct smv_conn *conn, short *fd_events, int *timeout_ms)
 
 	*fd_events = POLLIN;
 	*timeout_ms = -1;
-	if (has_news(c))
+	if (has_news(c) || polls_on(c))
 		return 1;
 	smv_verbs_qp_arm(&c->q);
 	collect(c);
@@ -729,6 +753,7 @@ static struct verbs_client *client_new(
 	c->domain = domain;
 	c->depth = options->depth;
 	c->timeout_ns = options->timeout_ms * SMV_NS_PER_MS;
+	c->may_poll = !options->events_only;
 	c->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	/* Requests, notifies, one heartbeat. */
 	for (c->ring_size = 1; c->ring_size < c->depth + MAX_NOTIFIES_QUEUED + 1;)

@@ -200,8 +200,8 @@ int smv_verbs_qp_connect(struct smv_verbs_qp *q, struct rdma_cm_id *id, unsigned
 	attr.max_rd_atomic = read_depth[1];
 	attr.timeout = ack_timeout(timeout_ms);
 	attr.retry_cnt = RETRIES;
-	/* 7 waits for as long as it takes: a peer that has no receive posted is slow, not dead; whether
-	 * it is dead the transport's own retries tell. */
+	/* 7 waits for as long as it takes: a peer that has no receive posted is slow, not dead;
+	 * whether it is dead the transport's own retries tell. */
 	attr.rnr_retry = 7;
 	return -ibv_modify_qp(q->qp, &attr,
 		mask | IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |

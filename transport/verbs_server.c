@@ -27,6 +27,7 @@
 #define SEND_WRS 128 /* notifications under way */
 #define SIGNAL_EVERY (SEND_WRS / 4)
 #define TIMEOUT_MS 5000 /* of a notification */
+#define HEARTBEAT_MS 10000
 #define BACKLOG 128
 
 struct server_conn {
@@ -48,7 +49,8 @@ struct server_conn {
 
 	pthread_mutex_t send_lock; /* of what follows and of posting sends */
 	bool may_send;
-	uint64_t sent, completed; /* notifications, as far as is known */
+	uint64_t sent, completed; /* as far as is known */
+	uint64_t heartbeat;       /* the number of the last one sent */
 };
 
 struct verbs_listener {
@@ -83,20 +85,39 @@ static void abort_peer(struct smv_verbs_peer *peer)
 
 /* --- notifications to the client ------------------------------------------------------------ */
 
-static int send_notification(struct server_conn *c, uint32_t imm)
+/* With the send lock held. */
+static int post_send(struct server_conn *c, struct ibv_send_wr *wr)
 {
-	struct ibv_send_wr wr = {
-		.wr_id = c->sent + 1, .opcode = IBV_WR_SEND_WITH_IMM, .imm_data = htonl(imm)};
 	struct ibv_send_wr *bad;
 
+	wr->wr_id = c->sent + 1;
 	if (c->sent - c->completed >= c->q.send_wrs)
 		return -EAGAIN;
-	if (wr.wr_id % SIGNAL_EVERY == 0)
-		wr.send_flags = IBV_SEND_SIGNALED;
-	if (ibv_post_send(c->q.qp, &wr, &bad))
+	if (wr->wr_id % SIGNAL_EVERY == 0)
+		wr->send_flags = IBV_SEND_SIGNALED;
+	if (ibv_post_send(c->q.qp, wr, &bad))
 		return -ENOTCONN;
 	c->sent++;
 	return 0;
+}
+
+static int send_notification(struct server_conn *c, uint32_t imm)
+{
+	struct ibv_send_wr wr = {.opcode = IBV_WR_SEND_WITH_IMM, .imm_data = htonl(imm)};
+
+	return post_send(c, &wr);
+}
+
+/* A message of nothing, which the client's device acknowledges: a client whose host is dead says no
+ * goodbye. One at a time. */
+static void send_heartbeat(struct server_conn *c)
+{
+	struct ibv_send_wr wr = {.opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED};
+
+	pthread_mutex_lock(&c->send_lock);
+	if (c->may_send && c->completed >= c->heartbeat && post_send(c, &wr) == 0)
+		c->heartbeat = wr.wr_id;
+	pthread_mutex_unlock(&c->send_lock);
 }
 
 static int server_notify(struct smv_conn *conn, uint32_t imm)
@@ -166,9 +187,14 @@ static void serve(struct server_conn *c)
 	struct pollfd fds[] = {
 		{.fd = c->wake, .events = POLLIN}, {.fd = c->q.channel->fd, .events = POLLIN}};
 
-	while (!atomic_load(&c->stop) && handle_completions(c) == 0)
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+	while (!atomic_load(&c->stop) && handle_completions(c) == 0) {
+		int n = poll(fds, 2, HEARTBEAT_MS);
+
+		if (n < 0 && errno != EINTR)
 			return;
+		if (n == 0)
+			send_heartbeat(c);
+	}
 }
 
 /* --- the life of a connection --------------------------------------------------------------- */
