@@ -8,19 +8,32 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #define DEPTH 128
-/* A thread that serves faults connects again between them: a sub-host that does not answer must not
- * hold it up. */
-#define MEND_CONNECT_MS 200
+#define MEND_CONNECT_MS 2000
 #define BACKOFF_MIN_NS (100 * SMV_NS_PER_MS)
 #define BACKOFF_MAX_NS (5 * SMV_NS_PER_S)
 
+/* A connection that is made again, by a thread of its own: whoever serves faults must not wait for
+ * a sub-host that does not answer. */
+struct attempt {
+	struct smv_remote *remote;
+	unsigned int sub_host;
+	pthread_t thread;
+	bool running; /* until it is joined */
+	atomic_bool done;
+	/* What came of it: */
+	struct smv_conn *conn;
+	struct smv_error err;
+};
+
 struct link {
 	struct smv_conn *conn; /* NULL: down */
+	struct attempt attempt;
 	uint64_t backoff_ns;
 	uint64_t retry_at_ns;
 	struct smv_error why; /* why it is down */
@@ -43,8 +56,9 @@ struct smv_remote {
 	unsigned int next; /* where the next poll starts, so that no sub-host starves another */
 };
 
-static int link_connect(struct smv_remote *remote, unsigned int h, unsigned int connect_timeout_ms,
-	struct smv_error *err)
+/* Any thread. */
+static int connect_to(struct smv_remote *remote, unsigned int h, unsigned int connect_timeout_ms,
+	struct smv_conn **conn, struct smv_error *err)
 {
 	const struct smv_backing *b = remote->backing;
 	struct smv_conn_options options = {.depth = DEPTH,
@@ -58,7 +72,7 @@ static int link_connect(struct smv_remote *remote, unsigned int h, unsigned int 
 			"no ticket is left for a data connection to sub-host %s",
 			b->sub_hosts[h].address);
 	return smv_connect(remote->domain, &b->sub_hosts[h].data_addr, &ticket, sizeof(ticket),
-		&options, &remote->links[h].conn, err);
+		&options, conn, err);
 }
 
 int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
@@ -92,7 +106,8 @@ int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_
 		goto fail;
 	}
 	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
-		if (backing->sub_hosts[h].nr_segments && (r = link_connect(remote, h, 0, err)) < 0)
+		if (backing->sub_hosts[h].nr_segments &&
+			(r = connect_to(remote, h, 0, &remote->links[h].conn, err)) < 0)
 			goto fail;
 	*out = remote;
 	return 0;
@@ -101,13 +116,54 @@ fail:
 	return r;
 }
 
+static void *attempt_main(void *arg)
+{
+	struct attempt *a = arg;
+
+	if (connect_to(a->remote, a->sub_host, MEND_CONNECT_MS, &a->conn, &a->err) < 0)
+		a->conn = NULL;
+	atomic_store(&a->done, true);
+	return NULL;
+}
+
+static void attempt_begin(struct smv_remote *remote, unsigned int h)
+{
+	struct attempt *a = &remote->links[h].attempt;
+	int r;
+
+	*a = (struct attempt){.remote = remote, .sub_host = h};
+	r = pthread_create(&a->thread, NULL, attempt_main, a);
+	a->running = r == 0;
+	if (r)
+		smv_fail(&remote->links[h].why, SMV_NO_ROOM, "no-thread", NULL,
+			"no thread to connect to sub-host %s: %s",
+			remote->backing->sub_hosts[h].address, strerror(r));
+}
+
+/* Waits for it; true: the link is up again. */
+static bool attempt_end(struct link *l)
+{
+	struct attempt *a = &l->attempt;
+
+	if (!a->running)
+		return false;
+	pthread_join(a->thread, NULL);
+	a->running = false;
+	l->conn = a->conn;
+	if (!l->conn)
+		l->why = a->err;
+	return l->conn != NULL;
+}
+
 void smv_remote_close(struct smv_remote *remote)
 {
 	if (!remote)
 		return;
-	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++)
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
+		attempt_end(&remote->links[h]);
 		if (remote->links[h].conn)
 			smv_conn_close(remote->links[h].conn);
+	}
 	if (remote->region)
 		smv_region_deregister(remote->region);
 	if (remote->domain)
@@ -214,18 +270,42 @@ int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeo
 	return n;
 }
 
+static void back_off(struct link *l)
+{
+	l->backoff_ns = l->backoff_ns * 2 < BACKOFF_MAX_NS ? l->backoff_ns * 2 : BACKOFF_MAX_NS;
+	/* Jitter of up to a quarter, so that many clients do not come back together. */
+	l->retry_at_ns =
+		smv_now_ns() + l->backoff_ns - smv_now_ns() / 1000 * 7919 % (l->backoff_ns / 4);
+}
+
+/* True: the link is up again. */
+static bool link_mend(struct smv_remote *remote, unsigned int h)
+{
+	struct link *l = &remote->links[h];
+
+	if (l->attempt.running && atomic_load(&l->attempt.done)) {
+		if (attempt_end(l))
+			return true;
+		back_off(l);
+	}
+	if (!l->attempt.running && smv_now_ns() >= l->retry_at_ns) {
+		attempt_begin(remote, h);
+		if (!l->attempt.running)
+			back_off(l);
+	}
+	return false;
+}
+
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 {
 	unsigned int down = 0;
-	uint64_t now = smv_now_ns();
 
 	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
 		struct link *l = &remote->links[h];
 
 		if (l->conn || !remote->backing->sub_hosts[h].nr_segments)
 			continue;
-		if (now >= l->retry_at_ns &&
-			link_connect(remote, h, MEND_CONNECT_MS, &l->why) == 0) {
+		if (link_mend(remote, h)) {
 			smv_log_info("the data connection to sub-host %s is back",
 				remote->backing->sub_hosts[h].address);
 			continue;
@@ -235,13 +315,6 @@ unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 			smv_fail(err, l->why.code, l->why.reason, l->why.hint,
 				"sub-host %s is not reached: %.300s",
 				remote->backing->sub_hosts[h].address, l->why.message);
-		if (now < l->retry_at_ns)
-			continue;
-		l->backoff_ns =
-			l->backoff_ns * 2 < BACKOFF_MAX_NS ? l->backoff_ns * 2 : BACKOFF_MAX_NS;
-		/* Jitter of up to a quarter, so that many clients do not come back together. */
-		l->retry_at_ns = smv_now_ns() + l->backoff_ns -
-				 smv_now_ns() / 1000 * 7919 % (l->backoff_ns / 4);
 	}
 	return down;
 }

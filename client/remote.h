@@ -50,8 +50,8 @@ unsigned int smv_remote_poll(
 int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeout_ms);
 
 /** smv_remote_mend - connect again to sub-hosts that are down, at most once per back-off time
- * (100 ms doubling to 5 s, with jitter). Returns the number that are still down, and names one of
- * them in @err. */
+ * (100 ms doubling to 5 s, with jitter). Never blocks: a thread connects, a later call finds the
+ * result. Returns the number that are still down, and names one of them in @err. */
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err);
 
 /** smv_remote_in_flight - requests without a completion yet. */
