@@ -2,7 +2,7 @@
 #include "client/uffd.h"
 #include "common/host_check.h"
 #include "common/units.h"
-#include "ctl/finding.h"
+#include "ctl/doctor.h"
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* --- findings from made-up facts ------------------------------------------------------------ */
@@ -626,4 +627,131 @@ Test(facts, kernel_answers_agree)
 		cr_expect_eq(host.pagemap_scan_error, 0);
 	}
 	cr_expect_eq(host.process_access_error, 0);
+}
+
+/* --- the report ----------------------------------------------------------------------------- */
+
+static const char *text_of(const json_t *object, const char *key)
+{
+	return json_string_value(json_object_get(object, key));
+}
+
+TestSuite(report, .init = set_up);
+
+Test(report, has_every_field)
+{
+	json_t *report, *check;
+	size_t i;
+
+	host.has_swap = true;
+	report = smv_doctor_report(&host, SMV_ROLE_SUB_HOST, 0);
+	cr_assert_str_eq(text_of(report, "role"), "sub-host");
+	cr_assert_str_eq(text_of(report, "verdict"), "warning");
+	cr_assert_gt(json_array_size(json_object_get(report, "checks")), 10);
+	json_array_foreach (json_object_get(report, "checks"), i, check) {
+		bool lacks = strcmp(text_of(check, "status"), "warning") == 0;
+
+		cr_expect(text_of(check, "name") && text_of(check, "found"));
+		cr_expect_eq(json_is_string(json_object_get(check, "cost")), lacks);
+		cr_expect_eq(json_is_string(json_object_get(check, "remedy")), lacks);
+		cr_expect_eq(lacks, strcmp(text_of(check, "name"), "swap") == 0);
+	}
+	json_decref(report);
+}
+
+static char *print(unsigned int roles, bool colour)
+{
+	json_t *report = smv_doctor_report(&host, roles, 0);
+	char *text = NULL;
+	size_t len;
+	FILE *out = open_memstream(&text, &len);
+
+	smv_doctor_print(report, out, colour);
+	fclose(out);
+	json_decref(report);
+	return text;
+}
+
+Test(report, says_what_to_do_and_is_coloured_only_when_asked)
+{
+	char *text;
+
+	host.has_swap = true;
+	host.qemu_path[0] = '\0';
+	text = print(SMV_ROLE_SOURCE, false);
+	cr_expect(strstr(text, "\nwarning  swap  "), "%s", text);
+	cr_expect(strstr(text, "\nPROBLEM  qemu  "), "%s", text);
+	cr_expect(strstr(text, "cost: no VM can be started"), "%s", text);
+	cr_expect(strstr(text, "mend: swapoff -a"), "%s", text);
+	cr_expect(strstr(text, "\nNot ready as source: 1 problem, 1 warning.\n"), "%s", text);
+	cr_expect_not(strchr(text, '\033'));
+	free(text);
+	text = print(SMV_ROLE_SUB_HOST, true);
+	cr_expect(strstr(text, "\nReady as sub-host: 0 problems, 1 warning.\n"), "%s", text);
+	cr_expect(strchr(text, '\033'));
+	free(text);
+}
+
+/* --- the command ---------------------------------------------------------------------------- */
+
+static int run(const char *args, char *output, size_t len)
+{
+	char command[600];
+	size_t n;
+	int status;
+	FILE *pipe;
+
+	snprintf(command, sizeof(command), "%s %s 2>&1", SMEMV_TEST_CTL, args);
+	pipe = popen(command, "r");
+	cr_assert_not_null(pipe);
+	n = fread(output, 1, len - 1, pipe);
+	output[n] = '\0';
+	status = pclose(pipe);
+	cr_assert(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+Test(command, refuses_bad_usage)
+{
+	static const struct {
+		const char *args, *message;
+	} cases[] = {
+		{"doctor --role nonsense",
+			"--role 'nonsense': choose sub-host, main-host, source or any"},
+		{"doctor --memory lots", "--memory 'lots'"},
+		{"doctor --memory 0", "--memory '0'"},
+		{"doctor --server 127.0.0.1:1", "an address is of no use"},
+		{"doctor x", "unexpected argument 'x'"},
+		{"--role source --server 127.0.0.1:1 info", "--role and --memory are for doctor"},
+		{"info", "the address is missing; write: smemvctl --server ADDR info"},
+		{"--pager 127.0.0.1:1 info", "the wrong kind of daemon"},
+		{"--pager 127.0.0.1:1 stats", "the name is missing"},
+		{"healer", "there are info, leases, vms, stats and doctor"},
+	};
+	char output[4000];
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		cr_expect_eq(run(cases[i].args, output, sizeof(output)), 2, "%s", cases[i].args);
+		cr_expect(strstr(output, cases[i].message), "%s: %s", cases[i].args, output);
+	}
+}
+
+Test(command, exits_by_the_verdict)
+{
+	static const char *const args[] = {"doctor --json --role sub-host",
+		"doctor --json --role sub-host --memory 900T", "doctor --json"};
+	static char output[30000];
+
+	for (size_t i = 0; i < sizeof(args) / sizeof(args[0]); i++) {
+		int status = run(args[i], output, sizeof(output));
+		json_t *report = json_loads(output, 0, NULL);
+
+		cr_assert_not_null(report, "%s", output);
+		cr_expect_eq(json_integer_value(json_object_get(report, "schema_version")), 1);
+		cr_expect_eq(status == 1, strcmp(text_of(report, "verdict"), "problem") == 0);
+		cr_expect_lt(status, 2);
+		if (i == 1)
+			cr_expect_eq(status, 1, "900 TiB fit");
+		json_decref(report);
+	}
 }
