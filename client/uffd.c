@@ -162,6 +162,19 @@ int smv_uffd_open(void)
 	return fd < 0 ? -errno : fd;
 }
 
+int smv_uffd_features(uint64_t *features)
+{
+	CLEANUP_CLOSE int uffd = smv_uffd_open();
+	struct uffdio_api api = {.api = UFFD_API};
+
+	if (uffd < 0)
+		return uffd;
+	if (ioctl(uffd, UFFDIO_API, &api) < 0)
+		return -errno;
+	*features = api.features;
+	return 0;
+}
+
 /* Some kernels report a page that was written and then zapped as clean. */
 static int tracks_soundly(int uffd, void *mem)
 {

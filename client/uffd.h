@@ -51,6 +51,8 @@ int smv_kernel_check(struct smv_error *err);
 int smv_uffd_open(void);
 /** smv_uffd_api - negotiate; done once on a userfaultfd. */
 int smv_uffd_api(int uffd, uint64_t features);
+/** smv_uffd_features - all features of userfaultfd that this kernel has. */
+int smv_uffd_features(uint64_t *features);
 int smv_uffd_register(int uffd, uint64_t addr, uint64_t len, uint64_t mode);
 int smv_uffd_unregister(int uffd, uint64_t addr, uint64_t len);
 

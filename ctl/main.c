@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* smemvctl: look at memory servers and pagers. */
+/* smemvctl: look at memory servers, pagers and this host. */
 #include "common/cleanup.h"
 #include "common/program.h"
+#include "common/units.h"
 #include "ctl/ctl.h"
+#include "ctl/finding.h"
 #include "ctl/message_json.h"
 #include "ctl/output.h"
 
@@ -13,8 +15,10 @@
 #define TIMEOUT_DEFAULT_S 10
 #define TIMEOUT_MAX_S 3600
 
-enum peer { PEER_SERVER, PEER_PAGER };
+/* Whom a command asks: a daemon, or nobody but this host. */
+enum peer { PEER_SERVER, PEER_PAGER, PEER_NONE };
 static const char *const peer_options[] = {"--server", "--pager"};
+#define NR_PEERS SMV_ARRAY_SIZE(peer_options)
 
 /* A new command is a function and a line here (and one in the help text below). */
 static const struct command {
@@ -23,36 +27,55 @@ static const struct command {
 	const char *arg; /* NULL: it takes none */
 	smv_ctl_fetch fetch;
 	smv_ctl_print print;
+	smv_ctl_is_bad is_bad; /* NULL: never */
+	bool takes_role;       /* --role and --memory */
 } commands[] = {
-	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties},
-	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases},
-	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms},
-	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties},
+	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties, NULL, false},
+	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases, NULL, false},
+	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms, NULL, false},
+	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties, NULL, false},
+	{"doctor", PEER_NONE, NULL, smv_ctl_fetch_doctor, smv_ctl_print_doctor,
+		smv_ctl_is_bad_doctor, true},
 };
+#define COMMAND_NAMES "info, leases, vms, stats and doctor"
 
-static const char doc[] = "Look at memory servers and pagers.\v"
-			  "With --server, a memserverd:\n"
-			  "  info      what it is and how much it has\n"
-			  "  leases    who uses its memory\n"
-			  "With --pager, a smemv-pagerd:\n"
-			  "  vms       the VMs whose memory it manages\n"
-			  "  stats VM  what paging does for one of them\n";
+static const char doc[] =
+	"Look at memory servers, pagers and this host.\v"
+	"With --server, a memserverd:\n"
+	"  info      what it is and how much it has\n"
+	"  leases    who uses its memory\n"
+	"With --pager, a smemv-pagerd:\n"
+	"  vms       the VMs whose memory it manages\n"
+	"  stats VM  what paging does for one of them\n"
+	"Without an address:\n"
+	"  doctor    what this host lacks for its role, what that costs and what\n"
+	"            mends it; exit status 1 if the role would not work\n";
 
 struct options {
-	const char *peers[2]; /* by enum peer */
+	const char *peers[NR_PEERS]; /* by enum peer */
 	const struct command *command;
 	const char *arg;
 	struct smv_addr addr;
 	unsigned int timeout_s;
+	unsigned int roles;    /* 0: not given */
+	uint64_t memory_bytes; /* 0: not given */
 	bool json;
 	bool insecure;
 };
 
-enum { OPT_SERVER = 256, OPT_PAGER, OPT_JSON, OPT_TIMEOUT, OPT_INSECURE };
+enum { OPT_SERVER = 256, OPT_PAGER, OPT_JSON, OPT_TIMEOUT, OPT_INSECURE, OPT_ROLE, OPT_MEMORY };
 
 static const struct argp_option option_table[] = {
 	{"server", OPT_SERVER, "ADDR", 0, "control address of a memserverd", 0},
 	{"pager", OPT_PAGER, "ADDR", 0, "control address of a smemv-pagerd", 0},
+	{"role", OPT_ROLE, "ROLE", 0,
+		"doctor: what this host is to be: sub-host, main-host, source, or any, that is all "
+		"of them (default)",
+		0},
+	{"memory", OPT_MEMORY, "SIZE", 0,
+		"doctor: what a sub-host is to lend, the budget on a main host, the size of the "
+		"VM at a source",
+		0},
 	{"json", OPT_JSON, NULL, 0, "print one JSON object", 0},
 	{"timeout", OPT_TIMEOUT, "S", 0, "seconds to wait for the answer (default 10)", 0},
 	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
@@ -70,6 +93,24 @@ static unsigned int parse_timeout(const char *text, struct argp_state *state)
 	return (unsigned int)s;
 }
 
+static unsigned int parse_role(const char *text, struct argp_state *state)
+{
+	unsigned int roles = 0;
+
+	if (smv_role_parse(text, &roles) < 0)
+		argp_error(state, "--role '%s': choose sub-host, main-host, source or any", text);
+	return roles;
+}
+
+static uint64_t parse_memory(const char *text, struct argp_state *state)
+{
+	uint64_t bytes = 0;
+
+	if (smv_parse_size(text, &bytes) < 0 || bytes == 0)
+		argp_error(state, "--memory '%s': give a size such as 512M or 22G", text);
+	return bytes;
+}
+
 static void parse_word(const char *word, struct options *o, struct argp_state *state)
 {
 	if (!o->command) {
@@ -77,9 +118,7 @@ static void parse_word(const char *word, struct options *o, struct argp_state *s
 			if (strcmp(commands[i].name, word) == 0)
 				o->command = &commands[i];
 		if (!o->command)
-			argp_error(state,
-				"unknown command '%s'; there are info, leases, vms and stats",
-				word);
+			argp_error(state, "unknown command '%s'; there are " COMMAND_NAMES, word);
 	} else if (o->command->arg && !o->arg) {
 		o->arg = word;
 	} else {
@@ -90,27 +129,46 @@ static void parse_word(const char *word, struct options *o, struct argp_state *s
 static void usage_error(const struct options *o, const char *what, struct argp_state *state)
 {
 	const struct command *c = o->command;
+	const bool has_peer = c->peer != PEER_NONE;
 
-	argp_error(state, "%s; write: smemvctl %s ADDR %s%s%s", what, peer_options[c->peer],
-		c->name, c->arg ? " " : "", c->arg ? c->arg : "");
+	argp_error(state, "%s; write: smemvctl %s%s%s%s%s", what,
+		has_peer ? peer_options[c->peer] : "", has_peer ? " ADDR " : "", c->name,
+		c->arg ? " " : "", c->arg ? c->arg : "");
+}
+
+static void check_addresses(struct options *o, struct argp_state *state)
+{
+	const enum peer peer = o->command->peer;
+	struct smv_error err;
+
+	for (size_t i = 0; i < NR_PEERS; i++)
+		if (o->peers[i] && i != peer)
+			usage_error(o,
+				peer == PEER_NONE ? "an address is of no use for this command"
+						  : "the address of the wrong kind of daemon",
+				state);
+	if (peer == PEER_NONE)
+		return;
+	if (!o->peers[peer])
+		usage_error(o, "the address is missing", state);
+	if (smv_addr_parse(o->peers[peer], false, &o->addr, &err) < 0 ||
+		smv_insecure_check(&o->addr, o->insecure, &err) < 0)
+		argp_error(state, "%s\n  %s", err.message, err.hint);
 }
 
 static void check_complete(struct options *o, struct argp_state *state)
 {
 	const struct command *c = o->command;
-	struct smv_error err;
 
 	if (!c)
-		argp_error(state, "which command? There are info, leases, vms and stats");
-	if (!o->peers[c->peer])
-		usage_error(o, "the address is missing", state);
-	if (o->peers[!c->peer])
-		usage_error(o, "the address of the wrong kind of daemon", state);
+		argp_error(state, "which command? There are " COMMAND_NAMES);
+	if ((o->roles || o->memory_bytes) && !c->takes_role)
+		usage_error(o, "--role and --memory are for doctor", state);
 	if (c->arg && !o->arg)
 		usage_error(o, "the name is missing", state);
-	if (smv_addr_parse(o->peers[c->peer], false, &o->addr, &err) < 0 ||
-		smv_insecure_check(&o->addr, o->insecure, &err) < 0)
-		argp_error(state, "%s\n  %s", err.message, err.hint);
+	check_addresses(o, state);
+	if (!o->roles)
+		o->roles = SMV_ROLE_ANY;
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -133,6 +191,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_INSECURE:
 		o->insecure = true;
 		return 0;
+	case OPT_ROLE:
+		o->roles = parse_role(arg, state);
+		return 0;
+	case OPT_MEMORY:
+		o->memory_bytes = parse_memory(arg, state);
+		return 0;
 	case ARGP_KEY_ARG:
 		parse_word(arg, o, state);
 		return 0;
@@ -147,7 +211,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {.options = option_table,
 	.parser = parse,
-	.args_doc = "info\nleases\nvms\nstats VM",
+	.args_doc = "info\nleases\nvms\nstats VM\ndoctor",
 	.doc = doc,
 	.children = children};
 
@@ -165,17 +229,33 @@ int smv_ctl_call(const struct smv_ctl *ctl, const ProtobufCServiceDescriptor *se
 	return *answer ? 0 : smv_fail(err, SMV_INTERNAL, "no-memory", NULL, "out of memory");
 }
 
+static int ask_peer(
+	const struct options *o, struct smv_ctl *ctl, json_t **result, struct smv_error *err)
+{
+	int rc;
+
+	smv_rpc_init();
+	rc = smv_rpc_client_create(&o->addr, &ctl->client);
+	if (rc < 0) {
+		smv_fail(err, smv_code_from_errno(rc), "rpc", NULL,
+			"cannot set up the RPC client: %s", strerror(-rc));
+	} else {
+		rc = o->command->fetch(ctl, result, err);
+		smv_rpc_client_destroy(ctl->client);
+	}
+	smv_rpc_shutdown();
+	return rc;
+}
+
 static int fetch(const struct options *o, json_t **result, struct smv_error *err)
 {
-	struct smv_ctl ctl = {.timeout_ms = o->timeout_s * 1000, .arg = o->arg};
-	int rc = smv_rpc_client_create(&o->addr, &ctl.client);
+	struct smv_ctl ctl = {.timeout_ms = o->timeout_s * 1000,
+		.arg = o->arg,
+		.roles = o->roles,
+		.memory_bytes = o->memory_bytes};
 
-	if (rc < 0)
-		return smv_fail(err, smv_code_from_errno(rc), "rpc", NULL,
-			"cannot set up the RPC client: %s", strerror(-rc));
-	rc = o->command->fetch(&ctl, result, err);
-	smv_rpc_client_destroy(ctl.client);
-	return rc;
+	return o->command->peer == PEER_NONE ? o->command->fetch(&ctl, result, err)
+					     : ask_peer(o, &ctl, result, err);
 }
 
 static void print_json(json_t *result, const struct smv_error *err)
@@ -202,14 +282,15 @@ int main(int argc, char **argv)
 
 	smv_program_init();
 	argp_parse(&argp, argc, argv, 0, NULL, &options);
-	smv_rpc_init();
 	rc = fetch(&options, &result, &err);
-	smv_rpc_shutdown();
 	if (rc < 0)
 		smv_error_print(&err);
 	if (options.json)
 		print_json(result, &err);
 	else if (rc == 0)
 		options.command->print(result);
-	return rc < 0 || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+	if (fflush(stdout) != 0 || rc < 0)
+		return EXIT_FAILURE;
+	return options.command->is_bad && options.command->is_bad(result) ? EXIT_FAILURE
+									  : EXIT_SUCCESS;
 }
