@@ -9,7 +9,7 @@
  * owner runs for a read or a write. Connections are ordered: requests posted on one connection take
  * effect in order, and a read posted after a write on the same connection sees it.
  *
- * Threads. A domain and its regions may be used from any thread; registration is serialised inside.
+ * Threads. A domain and its regions may be used from any thread; several may register at a time.
  * A client connection belongs to one thread at a time, and so does everything called on it. A
  * server connection lives in the transport's own threads and reaches its owner by the callbacks of
  * struct smv_listener_handler; only smv_conn_notify() and smv_conn_close() may be called on it from
