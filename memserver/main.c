@@ -212,14 +212,14 @@ static int start(struct daemon *d, const struct options *o, struct smv_error *er
 	return rc == 0 ? start_rpc(d, o, err) : rc;
 }
 
-/* From the top down: nobody may ask for leases, then none ends by itself, then no peer can reach
- * the memory, then it goes. */
+/* No lease is made any more, nor ends by itself: first, because the RPC server waits for calls that
+ * are preparing one. Then from the top down: nobody asks, no peer can reach the memory, it goes. */
 static void stop(struct daemon *d)
 {
-	if (d->rpc)
-		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
 	if (d->table)
 		smv_lease_table_stop(d->table);
+	if (d->rpc)
+		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
 	smv_data_destroy(d->data);
 	smv_lease_table_destroy(d->table);
 	smv_arena_destroy(d->arena);

@@ -64,6 +64,7 @@ static int fill_lease(
 	m->age_ms = info->age_ms;
 	m->expires_in_ms = info->expires_in_ms;
 	m->nr_connections = info->nr_connections;
+	m->prepare_ms = info->prepare_ms;
 	m->owner = strdup(info->owner);
 	if (asprintf(&m->id, "%016" PRIx64, info->id) < 0)
 		m->id = NULL;

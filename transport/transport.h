@@ -109,8 +109,8 @@ struct smv_listener_handler {
 };
 
 struct smv_conn_options {
-	unsigned int depth;      /* requests in flight at most; 0: 128 */
-	unsigned int timeout_ms; /* deadline of each request; 0: 5000 */
+	unsigned int depth;              /* requests in flight at most; 0: 128 */
+	unsigned int timeout_ms;         /* deadline of each request; 0: 5000 */
 	unsigned int connect_timeout_ms; /* of the connecting; 0: as timeout_ms */
 };
 
@@ -146,6 +146,13 @@ int smv_transport_choose(const char *wish, const char *const *peer_addresses, si
 
 /** smv_transport_available - whether this host can use @t; if not, says why. */
 bool smv_transport_available(const struct smv_transport *t, char *why, size_t why_len);
+
+/** smv_transport_pins - whether registering memory pins it, which takes long: worth doing in
+ * several threads, a region each. */
+bool smv_transport_pins(const struct smv_transport *t);
+
+/** smv_transport_region_max - the most bytes that one region can have on this host. */
+uint64_t smv_transport_region_max(const struct smv_transport *t);
 
 /** smv_domain_create / smv_domain_destroy - a domain is destroyed after its regions and
  * connections. Destroying a domain that still has connections ends them first and waits until no

@@ -77,6 +77,20 @@ void smv_verbs_domain_stats(struct smv_domain *domain, struct smv_domain_stats *
 	*stats = (struct smv_domain_stats){.counted = false};
 }
 
+/* Of all devices by which peers may come: a region with remote access is registered on each. */
+uint64_t smv_verbs_region_max(void)
+{
+	uint64_t max = UINT64_MAX;
+
+	for (int i = 0; i < SMV_VERBS_EXPORTS; i++) {
+		const struct smv_verbs_device *dev = smv_verbs_exported(i);
+
+		if (dev && dev->attr.max_mr_size < max)
+			max = dev->attr.max_mr_size;
+	}
+	return max;
+}
+
 /* --- registering ---------------------------------------------------------------------------- */
 
 static unsigned int mr_flags(unsigned int access)
