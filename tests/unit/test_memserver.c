@@ -3,6 +3,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "memserver/extents.h"
+#include "memserver/hugepages.h"
 #include "memserver/registration.h"
 #include "memserver/service.h"
 #include "transport/provider.h"
@@ -12,12 +13,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <smemv/v1/memserver.pb-c.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #define EXTENT SMV_EXTENT_SIZE
 #define ARENA_EXTENTS 8
@@ -175,7 +181,7 @@ Test(arena, is_zero_allocated_and_removed_at_the_end)
 	struct smv_arena *a;
 	struct stat st;
 
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, 0, &a, NULL), 0);
 	cr_assert_eq(smv_arena_size(a), 2 * EXTENT);
 	cr_assert_eq(strlen(smv_arena_incarnation(a)), 32);
 	cr_assert_eq(stat(in_dir("s/arena"), &st), 0);
@@ -190,7 +196,7 @@ Test(arena, keeps_a_directory_that_it_did_not_make)
 {
 	struct smv_arena *a;
 
-	cr_assert_eq(smv_arena_create("a", dir, EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", dir, EXTENT, 0, &a, NULL), 0);
 	smv_arena_destroy(a);
 	cr_assert_eq(rmdir(dir), 0, "the directory is gone or not empty");
 	cr_assert_eq(mkdir(dir, 0700), 0);
@@ -201,7 +207,7 @@ Test(arena, refuses_more_than_there_is_with_numbers)
 	struct smv_arena *a;
 	struct smv_error err = {0};
 
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), 1ull << 50, &a, &err), -ENOSPC);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 1ull << 50, 0, &a, &err), -ENOSPC);
 	cr_assert_str_eq(err.reason, "no-room");
 	cr_assert(strstr(err.message, "1125899906842624") && strstr(err.message, "available"), "%s",
 		err.message);
@@ -215,12 +221,12 @@ Test(arena, refuses_a_second_daemon_with_the_pid_of_the_first)
 	char pid[32];
 
 	snprintf(pid, sizeof(pid), "pid %ld", (long)getpid());
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &b, &err), -EBUSY);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &b, &err), -EBUSY);
 	cr_assert(strstr(err.message, pid), "%s", err.message);
 	cr_assert_eq(access(in_dir("s/arena"), F_OK), 0, "the loser removed the winner's arena");
 	smv_arena_destroy(a);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	smv_arena_destroy(a);
 }
 
@@ -232,7 +238,7 @@ Test(arena, refuses_a_directory_on_a_disk)
 	int rc;
 
 	cr_assert(mkdtemp(path));
-	rc = smv_arena_create("a", path, EXTENT, &a, &err);
+	rc = smv_arena_create("a", path, EXTENT, 0, &a, &err);
 	cr_assert_eq(rmdir(path), 0);
 	if (rc == 0)
 		cr_skip_test("/var/tmp lies in memory here");
@@ -253,7 +259,7 @@ Test(arena, replaces_what_a_killed_daemon_left)
 	cr_assert_eq(write(fd, dirt, sizeof(dirt)), (ssize_t)sizeof(dirt));
 	fd = (close(fd), open(in_dir("s/arena.new"), O_RDWR | O_CREAT, 0600));
 	cr_assert_geq(fd, 0);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	cr_assert(is_zero(smv_arena_base(a), EXTENT));
 	cr_assert_neq(access(in_dir("s/arena.new"), F_OK), 0);
 	smv_arena_destroy(a);
@@ -264,10 +270,10 @@ Test(arena, incarnations_differ)
 	struct smv_arena *a;
 	char first[40];
 
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	snprintf(first, sizeof(first), "%s", smv_arena_incarnation(a));
 	smv_arena_destroy(a);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, &a, NULL), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	cr_assert_str_neq(smv_arena_incarnation(a), first);
 	smv_arena_destroy(a);
 }
@@ -285,6 +291,7 @@ static struct {
 	struct smv_region *region;
 	char *buffer;
 	uint64_t nonce;
+	uint64_t hugepage_bytes; /* of the arena, 0: ordinary ones */
 } w;
 
 struct client_lease {
@@ -306,16 +313,17 @@ static void listen_address(const char *transport, struct smv_addr *addr)
 	cr_assert_eq(smv_addr_parse(text, true, addr, NULL), 0);
 }
 
-static void start_world(const char *transport)
+/* The directory is there. */
+static void start_world_in(const char *transport)
 {
 	struct smv_error err = {0};
 	struct smv_addr any;
 	size_t nr;
 
-	make_dir();
 	listen_address(transport, &any);
-	cr_assert_eq(smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, &w.arena, &err), 0,
-		"%s", err.message);
+	cr_assert_eq(smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, w.hugepage_bytes,
+			     &w.arena, &err),
+		0, "%s", err.message);
 	cr_assert_eq(smv_lease_table_create(w.arena, &w.table, &err), 0);
 	cr_assert_eq(smv_data_create(w.table, &w.data, &err), 0);
 	cr_assert_eq(smv_data_listen(w.data, &any, &err), 0, "%s", err.message);
@@ -327,7 +335,13 @@ static void start_world(const char *transport)
 	w.nonce = 1;
 }
 
-static void stop_world(void)
+static void start_world(const char *transport)
+{
+	make_dir();
+	start_world_in(transport);
+}
+
+static void end_world(void)
 {
 	smv_region_deregister(w.region);
 	smv_domain_destroy(w.domain);
@@ -336,6 +350,11 @@ static void stop_world(void)
 	smv_data_destroy(w.data);
 	smv_lease_table_destroy(w.table);
 	smv_arena_destroy(w.arena);
+}
+
+static void stop_world(void)
+{
+	end_world();
 	remove_dir();
 }
 
@@ -1022,6 +1041,235 @@ Test(registering, segments_are_no_larger_than_the_transport_takes)
 	fragment(fragments);
 }
 
+/* --- huge pages --------------------------------------------------------------------------- */
+
+#define HUGE_SIZE SMV_HUGEPAGE_DEFAULT
+#define NR_HUGE_PATH "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+
+/* The number of huge pages is the machine's: one test at a time changes it. */
+static int huge_lock = -1;
+static unsigned long nr_huge_before;
+
+static unsigned long read_huge(const char *what)
+{
+	unsigned long n = 0;
+	char path[200];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-2048kB/%s", what);
+	f = fopen(path, "r");
+	cr_assert(f && fscanf(f, "%lu", &n) == 1, "%s", path);
+	fclose(f);
+	return n;
+}
+
+static void write_nr_huge(unsigned long n)
+{
+	FILE *f = fopen(NR_HUGE_PATH, "w");
+
+	if (f) {
+		fprintf(f, "%lu", n);
+		fclose(f);
+	}
+}
+
+/* In a namespace of our own, where no other hugetlbfs is mounted. */
+static void mount_hugetlbfs(void)
+{
+	cr_assert_eq(unshare(CLONE_NEWNS), 0);
+	cr_assert_eq(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	cr_assert_eq(system("for m in $(awk '$3 == \"hugetlbfs\" { print $2 }' /proc/mounts); do "
+			    "umount -l $m; done"),
+		0);
+	cr_assert_eq(mkdir(in_dir("huge"), 0755), 0);
+	cr_assert_eq(mount("none", in_dir("huge"), "hugetlbfs", 0, "pagesize=2M"), 0);
+}
+
+static void start_hugepages(void)
+{
+	make_dir();
+	if (geteuid() != 0 || access(NR_HUGE_PATH, W_OK) < 0)
+		cr_skip_test("only root can set huge pages of 2 MiB aside");
+	huge_lock = open("/sys/kernel/mm/hugepages", O_RDONLY | O_CLOEXEC);
+	cr_assert_eq(flock(huge_lock, LOCK_EX), 0);
+	nr_huge_before = read_huge("nr_hugepages");
+	write_nr_huge(nr_huge_before + ARENA_EXTENTS);
+	if (read_huge("nr_hugepages") < nr_huge_before + ARENA_EXTENTS)
+		cr_skip_test("this machine has no room for %d huge pages", ARENA_EXTENTS);
+	mount_hugetlbfs();
+}
+
+static void stop_hugepages(void)
+{
+	if (huge_lock >= 0) {
+		umount2(in_dir("huge"), MNT_DETACH);
+		write_nr_huge(nr_huge_before);
+		close(huge_lock);
+	}
+	remove_dir();
+}
+
+TestSuite(hugepages, .init = start_hugepages, .fini = stop_hugepages, .timeout = 60);
+
+static bool is_mount_empty(void)
+{
+	char command[300];
+
+	snprintf(command, sizeof(command), "[ -z \"$(ls -A '%s')\" ]", in_dir("huge"));
+	return system(command) == 0;
+}
+
+Test(hugepages, hold_the_arena_and_are_given_back)
+{
+	unsigned long nr_free = read_huge("free_hugepages");
+	char target[PATH_MAX] = "";
+	struct smv_arena *a;
+	struct smv_error err = {0};
+	struct stat st;
+
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, HUGE_SIZE, &a, &err), 0, "%s",
+		err.message);
+	cr_assert_eq(smv_arena_hugepage_bytes(a), HUGE_SIZE);
+	cr_assert_eq(read_huge("free_hugepages"), nr_free - 2);
+	cr_assert_gt(readlink(in_dir("s/arena"), target, sizeof(target) - 1), 0);
+	cr_assert_eq(strncmp(target, in_dir("huge/smemv-a-"), strlen(in_dir("huge/smemv-a-"))), 0);
+	cr_assert_eq(stat(target, &st), 0);
+	cr_assert_eq((uint64_t)st.st_size, 2 * EXTENT);
+	cr_assert_eq(st.st_mode & 0777, 0600);
+	cr_assert(is_zero(smv_arena_base(a), 2 * EXTENT));
+	smv_arena_destroy(a);
+	cr_assert(is_mount_empty());
+	cr_assert_neq(access(in_dir("s"), F_OK), 0);
+	cr_assert_eq(read_huge("free_hugepages"), nr_free);
+}
+
+Test(hugepages, too_few_are_refused_with_numbers_and_the_command)
+{
+	unsigned long available = read_huge("free_hugepages") - read_huge("resv_hugepages");
+	struct smv_arena *a;
+	struct smv_error err = {0};
+	char text[100];
+
+	if (read_huge("nr_overcommit_hugepages") > 0)
+		cr_skip_test("this machine makes more huge pages by itself");
+	cr_assert_eq(
+		smv_arena_create("a", in_dir("s"), (available + 3) * EXTENT, HUGE_SIZE, &a, &err),
+		-ENOSPC);
+	cr_assert_str_eq(err.reason, "no-room");
+	snprintf(text, sizeof(text), "needs %lu huge pages of 2.0 MiB, and %lu are available",
+		available + 3, available);
+	cr_assert(strstr(err.message, text), "%s", err.message);
+	snprintf(text, sizeof(text), "nr_hugepages=%lu", read_huge("nr_hugepages") + 3);
+	cr_assert(strstr(err.hint, text), "%s", err.hint);
+	cr_assert(is_mount_empty());
+	cr_assert_neq(access(in_dir("s"), F_OK), 0);
+}
+
+Test(hugepages, a_full_hugetlbfs_is_refused)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	umount2(in_dir("huge"), MNT_DETACH);
+	cr_assert_eq(mount("none", in_dir("huge"), "hugetlbfs", 0, "pagesize=2M,size=4M"), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 3 * EXTENT, HUGE_SIZE, &a, &err), -ENOSPC);
+	cr_assert(strstr(err.message, in_dir("huge")) && strstr(err.message, "4194304"), "%s",
+		err.message);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, HUGE_SIZE, &a, &err), 0);
+	smv_arena_destroy(a);
+}
+
+Test(hugepages, no_hugetlbfs_is_refused_with_the_command)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	umount2(in_dir("huge"), MNT_DETACH);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, &err), -EBUSY);
+	cr_assert_str_eq(err.reason, "no-hugetlbfs");
+	cr_assert(strstr(err.hint, "mount -t hugetlbfs -o pagesize=2M"), "%s", err.hint);
+	cr_assert_neq(access(in_dir("s"), F_OK), 0);
+}
+
+Test(hugepages, sizes_are_checked)
+{
+	struct smv_error err = {0};
+
+	cr_assert_eq(smv_arena_check_hugepages(2 * EXTENT, HUGE_SIZE, &err), 0);
+	cr_assert_eq(smv_arena_check_hugepages(3 * SMV_MIB, HUGE_SIZE, &err), -EINVAL);
+	cr_assert(strstr(err.hint, "2M or 4M"), "%s", err.hint);
+	cr_assert_eq(smv_arena_check_hugepages(6 * SMV_MIB, 3 * SMV_MIB, &err), -EINVAL);
+	cr_assert_str_eq(err.reason, "no-such-hugepages");
+	cr_assert(strstr(err.hint, "2.0 MiB"), "%s", err.hint);
+}
+
+Test(hugepages, a_state_directory_cannot_be_on_hugetlbfs)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	cr_assert_eq(smv_arena_create("a", in_dir("huge"), EXTENT, 0, &a, &err), -EBUSY);
+	cr_assert(strstr(err.hint, "--hugepages"), "%s", err.hint);
+}
+
+/* Make an arena and die. */
+static void leave_behind(const char *state_dir)
+{
+	struct smv_arena *a;
+	int status;
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(smv_arena_create("a", state_dir, 2 * EXTENT, HUGE_SIZE, &a, NULL) != 0);
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert_eq(status, 0);
+}
+
+Test(hugepages, of_a_killed_daemon_are_found_by_the_next_one)
+{
+	unsigned long nr_free = read_huge("free_hugepages");
+	struct smv_arena *a;
+
+	for (int huge = 0; huge < 2; huge++) {
+		leave_behind(in_dir("s"));
+		cr_assert_eq(read_huge("free_hugepages"), nr_free - 2);
+		cr_assert_eq(
+			smv_arena_create("a", in_dir("s"), EXTENT, huge ? HUGE_SIZE : 0, &a, NULL),
+			0);
+		cr_assert_eq(read_huge("free_hugepages"), nr_free - (huge ? 1 : 0));
+		smv_arena_destroy(a);
+		cr_assert(is_mount_empty());
+	}
+}
+
+Test(hugepages, a_planted_link_removes_nothing)
+{
+	struct smv_arena *a;
+
+	close(open(in_dir("precious"), O_CREAT | O_WRONLY, 0600));
+	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
+	cr_assert_eq(symlink("../precious", in_dir("s/arena")), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, NULL), 0);
+	smv_arena_destroy(a);
+	cr_assert_eq(access(in_dir("precious"), F_OK), 0);
+}
+
+Test(hugepages, are_leased_like_others)
+{
+	for (size_t i = 0; i < nr_transports(); i++) {
+		struct client_lease l;
+
+		w.hugepage_bytes = HUGE_SIZE;
+		start_world_in(transports[i]);
+		must_create(&l, ARENA_EXTENTS);
+		fill_remotely(&l);
+		must_release(&l);
+		cr_assert(next_lease_is_zero());
+		end_world();
+		cr_assert(is_mount_empty());
+	}
+}
+
 /* --- service ------------------------------------------------------------------------------ */
 
 static struct smv_rpc_server *server;
@@ -1134,6 +1382,7 @@ Test(service, tells_what_it_is)
 	cr_assert_eq(info->capacity_bytes, ARENA_EXTENTS * EXTENT);
 	cr_assert_eq(info->free_bytes, ARENA_EXTENTS * EXTENT);
 	cr_assert_eq(info->extent_bytes, EXTENT);
+	cr_assert_eq(info->hugepage_bytes, 0);
 	cr_assert_eq(info->n_data_addresses, 1);
 	cr_assert_str_eq(info->data_addresses[0], smv_addr_format(&w.addr, text, sizeof(text)));
 	cr_assert_neq(w.addr.port, 0);
