@@ -62,7 +62,8 @@ static void list_sizes(char *buf, size_t len)
 	for (size_t i = 0; i < found.gl_pathc && n < len; i++) {
 		uint64_t kib = strtoull(found.gl_pathv[i] + strlen(SYSFS), NULL, 10);
 
-		n += (size_t)snprintf(buf + n, len - n, "%s%s", i ? ", " : "This kernel has ",
+		n += (size_t)snprintf(buf + n, len - n, "%s%s",
+			i ? ", " : "Choose one of those that it has: ",
 			smv_format_size(kib * SMV_KIB, one, sizeof(one)));
 	}
 	globfree(&found);

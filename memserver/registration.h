@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Registering the memory of a lease. Where that pins it, it takes long: 0.1 to 0.3 s for a GiB on a
- * NIC, on ordinary pages and in one thread. So the segments, each a registration of its own, are
- * shared out among several threads.
+ * Registering the memory of a lease. Where that pins it, it takes long: tenths of a second for a
+ * GiB on a NIC, on ordinary pages and in one thread. So the segments, each a registration of its
+ * own, are shared out among several threads.
  */
 #ifndef SMV_MEMSERVER_REGISTRATION_H
 #define SMV_MEMSERVER_REGISTRATION_H

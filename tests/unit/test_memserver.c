@@ -520,7 +520,7 @@ EACH(lives_from_provisional_to_held_to_gone)
 
 EACH(expires_and_is_zeroed_unless_held_or_renewed)
 {
-	const uint32_t ttl_ms = getenv("SMEMV_TEST_VERBS") ? 3000 : 300;
+	const uint32_t ttl_ms = getenv("SMEMV_TEST_VERBS") ? 3000 : 1000;
 	struct client_lease dies, held, renewed;
 
 	cr_assert_eq(create(&dies, 2, ttl_ms, NULL), 0);
@@ -1038,6 +1038,7 @@ Test(registering, segments_are_no_larger_than_the_transport_takes)
 	must_create(&l, ARENA_EXTENTS);
 	cr_assert_eq(l.info.nr_segments, ARENA_EXTENTS / 2);
 	must_release(&l);
+	wait_all_free();
 	fragment(fragments);
 }
 
