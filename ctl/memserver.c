@@ -68,7 +68,7 @@ void smv_ctl_print_leases(json_t *result)
 {
 	static const struct smv_column columns[] = {{"ID", "id"}, {"STATE", "state"},
 		{"SIZE", "size_bytes"}, {"SEGMENTS", "segments"}, {"EPOCH", "epoch"},
-		{"CONNECTIONS", "nr_connections"}, {"AGE", "age_ms"},
+		{"CONNECTIONS", "nr_connections"}, {"PREPARED IN", "prepare_ms"}, {"AGE", "age_ms"},
 		{"EXPIRES IN", "expires_in_ms"}, {"OWNER", "owner"}};
 	json_t *lease;
 	size_t i;

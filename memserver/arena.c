@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "memserver/hugepages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,6 +31,8 @@ struct smv_arena {
 	bool locked;
 	void *base;
 	uint64_t size;
+	uint64_t hugepage_bytes; /* 0: ordinary pages */
+	char *huge_path;         /* the file on hugetlbfs, or NULL */
 	char incarnation[33];
 };
 
@@ -61,6 +64,26 @@ int smv_arena_check_size(uint64_t size_bytes, struct smv_error *err)
 		"memory of %" PRIu64 " bytes: it must be a positive multiple of 2 MiB, the size of "
 		"an extent",
 		size_bytes);
+}
+
+int smv_arena_check_hugepages(uint64_t size_bytes, uint64_t hugepage_bytes, struct smv_error *err)
+{
+	char page[32], hint[120];
+	int rc = smv_hugepages_check(hugepage_bytes, err);
+	uint64_t below;
+
+	if (rc < 0)
+		return rc;
+	below = size_bytes / hugepage_bytes * hugepage_bytes;
+	if (below == size_bytes)
+		return 0;
+	snprintf(hint, sizeof(hint), "Use %lluM.", (below + hugepage_bytes) / SMV_MIB);
+	if (below > 0)
+		snprintf(hint, sizeof(hint), "Use %lluM or %lluM.", below / SMV_MIB,
+			(below + hugepage_bytes) / SMV_MIB);
+	return smv_fail(err, SMV_INVALID, "bad-size", hint,
+		"memory of %" PRIu64 " bytes is no multiple of the huge pages of %s", size_bytes,
+		smv_format_size(hugepage_bytes, page, sizeof(page)));
 }
 
 static int fail_dir(const struct smv_arena *a, const char *what, int errnum, struct smv_error *err)
@@ -100,12 +123,17 @@ static int check_dir(const struct smv_arena *a, struct smv_error *err)
 			"Run the daemon as that user or choose another --state-dir.",
 			"state directory '%s' belongs to user %u, not to user %u", a->dir,
 			st.st_uid, geteuid());
-	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC)
+	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
 		return 0;
+	/* Nothing can be written there but through a mapping, no pid for instance. */
+	if (fs.f_type == HUGETLBFS_MAGIC)
+		return smv_fail(err, SMV_REFUSED, "on-hugetlbfs",
+			"For an arena on huge pages use --hugepages, with a --state-dir on tmpfs "
+			"or without.",
+			"state directory '%s' is on hugetlbfs, which takes no small files", a->dir);
 	return smv_fail(err, SMV_REFUSED, "not-in-memory",
 		"Leave --state-dir out (then it lies in /dev/shm) or name a directory on a tmpfs.",
-		"state directory '%s' is on no file system that lies in memory (tmpfs, ramfs, "
-		"hugetlbfs)",
+		"state directory '%s' is on no file system that lies in memory (tmpfs, ramfs)",
 		a->dir);
 }
 
@@ -138,10 +166,37 @@ static int lock_dir(struct smv_arena *a, struct smv_error *err)
 	return 0;
 }
 
+/* Whether the link is ours and leads to a file of ours on hugetlbfs: where others may write to the
+ * state directory (/dev/shm itself), they could make us remove anything. */
+static bool is_our_target(const struct smv_arena *a, const char *link, const char *target)
+{
+	CLEANUP_CLOSE int fd = open(target, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct stat link_st, st;
+	struct statfs fs;
+
+	return fd >= 0 && fstatat(a->dir_fd, link, &link_st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       link_st.st_uid == geteuid() && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+	       st.st_uid == geteuid() && fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
+}
+
+/* Remove an arena, wherever it lies. False when there was none. */
+static bool remove_arena(const struct smv_arena *a, const char *name)
+{
+	char target[PATH_MAX];
+	ssize_t len = readlinkat(a->dir_fd, name, target, sizeof(target) - 1);
+
+	if (len > 0) {
+		target[len] = 0;
+		if (is_our_target(a, name, target))
+			unlink(target);
+	}
+	return unlinkat(a->dir_fd, name, 0) == 0;
+}
+
 static void remove_leftover(const struct smv_arena *a)
 {
-	unlinkat(a->dir_fd, "arena.new", 0);
-	if (unlinkat(a->dir_fd, "arena", 0) == 0)
+	remove_arena(a, "arena.new");
+	if (remove_arena(a, "arena"))
 		smv_log_warning("'%s/arena' was left by a daemon that did not end cleanly: its "
 				"leases and their data are lost",
 			a->dir);
@@ -171,29 +226,40 @@ static int fail_room(const struct smv_arena *a, const char *where, uint64_t room
 		smv_format_size(room, room_text, sizeof(room_text)), room);
 }
 
-static int check_room(const struct smv_arena *a, struct smv_error *err)
+static int check_file_system(const struct smv_arena *a, const char *path, struct smv_error *err)
 {
-	uint64_t available = mem_available_bytes(), room;
 	struct statfs fs;
+	uint64_t room;
 
-	if (fstatfs(a->dir_fd, &fs) < 0)
-		return fail_dir(a, "look at", errno, err);
-	if (a->size % (uint64_t)fs.f_bsize)
-		return smv_fail(err, SMV_INVALID, "bad-size", "Choose a multiple of the page size.",
-			"memory of %" PRIu64 " bytes is no multiple of the %ld byte pages of '%s'",
-			a->size, (long)fs.f_bsize, a->dir);
+	if (statfs(path, &fs) < 0)
+		return fail_dir(a, "look at the file system of", errno, err);
 	/* A file system without a limit (ramfs, tmpfs with size=0) counts no blocks. */
 	room = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
-	if (fs.f_blocks > 0 && room < a->size)
-		return fail_room(a, a->dir, room,
-			"Lend less with --memory, or enlarge the file system: "
-			"mount -o remount,size=SIZE.",
-			err);
-	/* Huge pages are set aside already, MemAvailable does not count them. */
-	if (fs.f_type != HUGETLBFS_MAGIC && available < a->size)
+	if (fs.f_blocks == 0 || room >= a->size)
+		return 0;
+	return fail_room(a, path, room,
+		"Lend less with --memory, or enlarge the file system: "
+		"mount -o remount,size=SIZE.",
+		err);
+}
+
+static int check_room(const struct smv_arena *a, struct smv_error *err)
+{
+	uint64_t available = mem_available_bytes();
+	int rc = check_file_system(a, a->dir, err);
+
+	if (rc == 0 && available < a->size)
 		return fail_room(a, "this host (MemAvailable)", available,
 			"Lend less with --memory, or free memory on this host.", err);
-	return 0;
+	return rc;
+}
+
+/* Huge pages are set aside already: MemAvailable does not count them. */
+static int check_huge_room(const struct smv_arena *a, const char *mount, struct smv_error *err)
+{
+	int rc = smv_hugepages_check_room(a->hugepage_bytes, a->size, err);
+
+	return rc < 0 ? rc : check_file_system(a, mount, err);
 }
 
 static bool asked_to_stop(void)
@@ -222,15 +288,27 @@ static int populate(struct smv_arena *a, int fd)
 	return madvise(a->base, a->size, MADV_POPULATE_WRITE) < 0 ? -errno : 0;
 }
 
+static int fail_allocate(const struct smv_arena *a, int rc, struct smv_error *err)
+{
+	/* Somebody else took them since they were counted. */
+	if (a->huge_path && (rc == -ENOMEM || rc == -ENOSPC))
+		return smv_hugepages_fail_room(a->hugepage_bytes, a->size, err);
+	return smv_fail(err, smv_code_from_errno(rc), "no-room",
+		"Lend less with --memory, or free memory on this host.",
+		"cannot allocate an arena of %" PRIu64 " bytes in '%s': %s", a->size,
+		a->huge_path ? a->huge_path : a->dir, strerror(-rc));
+}
+
 static int allocate(struct smv_arena *a, int fd, struct smv_error *err)
 {
 	uint64_t done = 0;
 	int rc = 0;
 
+	/* On hugetlbfs this reserves the pages. */
 	a->base = mmap(NULL, a->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (a->base == MAP_FAILED) {
 		a->base = NULL;
-		return fail_dir(a, "map the arena in", errno, err);
+		return fail_allocate(a, -errno, err);
 	}
 	/* It is other people's memory and would make any core dump as large as the arena. */
 	madvise(a->base, a->size, MADV_DONTDUMP);
@@ -247,28 +325,51 @@ static int allocate(struct smv_arena *a, int fd, struct smv_error *err)
 		}
 		done += step;
 	}
-	if (rc == 0)
-		return 0;
-	return smv_fail(err, smv_code_from_errno(rc), "no-room",
-		"Lend less with --memory, or free memory on this host.",
-		"cannot allocate an arena of %" PRIu64 " bytes in '%s': %s", a->size, a->dir,
-		strerror(-rc));
+	return rc == 0 ? 0 : fail_allocate(a, rc, err);
+}
+
+/* The link comes first, so that no file can be left that nobody finds. */
+static int open_huge(const struct smv_arena *a)
+{
+	if (symlinkat(a->huge_path, a->dir_fd, "arena.new") < 0)
+		return -1;
+	return open(a->huge_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+}
+
+static int open_ordinary(const struct smv_arena *a)
+{
+	return openat(a->dir_fd, "arena.new", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 }
 
 static int make_file(struct smv_arena *a, struct smv_error *err)
 {
-	CLEANUP_CLOSE int fd = -1;
+	CLEANUP_CLOSE int fd = a->huge_path ? open_huge(a) : open_ordinary(a);
 	int rc;
 
-	fd = openat(a->dir_fd, "arena.new", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
-		return fail_dir(a, "make the arena in", errno, err);
-	rc = allocate(a, fd, err);
+		rc = fail_dir(a, "make the arena in", errno, err);
+	else
+		rc = allocate(a, fd, err);
 	if (rc == 0 && renameat(a->dir_fd, "arena.new", a->dir_fd, "arena") < 0)
 		rc = fail_dir(a, "name the arena in", errno, err);
 	if (rc < 0)
-		unlinkat(a->dir_fd, "arena.new", 0);
+		remove_arena(a, "arena.new");
 	return rc;
+}
+
+static int prepare_huge(struct smv_arena *a, const char *name, struct smv_error *err)
+{
+	CLEANUP_FREE char *mount = NULL;
+	int rc = smv_hugepages_mount(a->hugepage_bytes, &mount, err);
+
+	if (rc == 0)
+		rc = check_huge_room(a, mount, err);
+	if (rc < 0)
+		return rc;
+	if (asprintf(&a->huge_path, "%s/smemv-%s-%s", mount, name, a->incarnation) >= 0)
+		return 0;
+	a->huge_path = NULL;
+	return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
 }
 
 static int choose_incarnation(struct smv_arena *a, struct smv_error *err)
@@ -283,7 +384,7 @@ static int choose_incarnation(struct smv_arena *a, struct smv_error *err)
 	return 0;
 }
 
-static int set_up(struct smv_arena *a, struct smv_error *err)
+static int set_up(struct smv_arena *a, const char *name, struct smv_error *err)
 {
 	int rc = choose_incarnation(a, err);
 
@@ -296,12 +397,12 @@ static int set_up(struct smv_arena *a, struct smv_error *err)
 	if (rc < 0)
 		return rc;
 	remove_leftover(a);
-	rc = check_room(a, err);
+	rc = a->hugepage_bytes ? prepare_huge(a, name, err) : check_room(a, err);
 	return rc < 0 ? rc : make_file(a, err);
 }
 
 int smv_arena_create(const char *name, const char *state_dir, uint64_t size_bytes,
-	struct smv_arena **arena, struct smv_error *err)
+	uint64_t hugepage_bytes, struct smv_arena **arena, struct smv_error *err)
 {
 	struct smv_arena *a;
 	int rc;
@@ -309,6 +410,8 @@ int smv_arena_create(const char *name, const char *state_dir, uint64_t size_byte
 	rc = smv_arena_check_name(name, err);
 	if (rc == 0)
 		rc = smv_arena_check_size(size_bytes, err);
+	if (rc == 0 && hugepage_bytes)
+		rc = smv_arena_check_hugepages(size_bytes, hugepage_bytes, err);
 	if (rc < 0)
 		return rc;
 	a = calloc(1, sizeof(*a));
@@ -316,12 +419,13 @@ int smv_arena_create(const char *name, const char *state_dir, uint64_t size_byte
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
 	a->dir_fd = -1;
 	a->size = size_bytes;
+	a->hugepage_bytes = hugepage_bytes;
 	a->is_default_dir = !state_dir;
 	if (state_dir && strlen(state_dir) < sizeof(a->dir))
 		memcpy(a->dir, state_dir, strlen(state_dir) + 1);
 	else if (!state_dir)
 		snprintf(a->dir, sizeof(a->dir), DEFAULT_PARENT "/memserverd-%s", name);
-	rc = set_up(a, err);
+	rc = set_up(a, name, err);
 	if (rc < 0) {
 		smv_arena_destroy(a);
 		return rc;
@@ -337,7 +441,7 @@ void smv_arena_destroy(struct smv_arena *arena)
 	if (arena->base)
 		munmap(arena->base, arena->size);
 	if (arena->locked) {
-		unlinkat(arena->dir_fd, "arena", 0);
+		remove_arena(arena, "arena");
 		unlinkat(arena->dir_fd, "pid", 0);
 	}
 	/* The default directory is ours even if a killed predecessor made it. An rmdir of what
@@ -348,6 +452,7 @@ void smv_arena_destroy(struct smv_arena *arena)
 		rmdir(DEFAULT_PARENT);
 	if (arena->dir_fd >= 0)
 		close(arena->dir_fd);
+	free(arena->huge_path);
 	free(arena);
 }
 
@@ -359,6 +464,11 @@ void *smv_arena_base(const struct smv_arena *arena)
 uint64_t smv_arena_size(const struct smv_arena *arena)
 {
 	return arena->size;
+}
+
+uint64_t smv_arena_hugepage_bytes(const struct smv_arena *arena)
+{
+	return arena->hugepage_bytes;
 }
 
 const char *smv_arena_incarnation(const struct smv_arena *arena)

@@ -6,6 +6,7 @@
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "memserver/extents.h"
+#include "memserver/registration.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -47,6 +48,7 @@ struct lease {
 	size_t nr_segments;
 	uint64_t size_bytes;
 	uint64_t created_ns;
+	uint64_t prepare_ns;
 	uint64_t ttl_ns;
 	uint64_t expires_ns;
 	struct data_conn *conns;
@@ -56,8 +58,8 @@ struct lease {
 
 /*
  * One lock for all. It is never held over a call that waits for a transport's thread, because that
- * may be in smv_lease_admit() or smv_lease_disconnected(). A lease's runs, regions and segments
- * belong to the thread that prepares it, then nobody changes them, then to the thread that made it
+ * may be in smv_lease_admit() or smv_lease_disconnected(). A lease's runs and regions belong to the
+ * threads that prepare it, then nobody changes them, then to the thread that made it
  * RELEASING, and from `unreachable` on to the zeroing thread.
  */
 struct smv_lease_table {
@@ -168,7 +170,8 @@ static int fill_info(const struct lease *l, struct smv_lease_info *info, struct 
 		.epoch = l->epoch,
 		.size_bytes = l->size_bytes,
 		.age_ms = (now - l->created_ns) / SMV_NS_PER_MS,
-		.nr_connections = l->nr_conns};
+		.nr_connections = l->nr_conns,
+		.prepare_ms = l->prepare_ns / SMV_NS_PER_MS};
 	memcpy(info->owner, l->owner, sizeof(info->owner));
 	if (l->state == SMV_LEASE_PROVISIONAL && l->expires_ns > now)
 		info->expires_in_ms = (l->expires_ns - now) / SMV_NS_PER_MS;
@@ -322,7 +325,8 @@ static int allocate(struct smv_lease_table *t, struct lease *l, struct smv_error
 		return smv_fail(err, SMV_NO_ROOM, "too-many-leases", "Release leases.",
 			"this server keeps %d leases at most", SMV_LEASES_MAX);
 	rc = smv_extents_alloc(t->extents, l->size_bytes / SMV_EXTENT_SIZE,
-		SMV_SEGMENT_MAX / SMV_EXTENT_SIZE, &l->runs, &l->nr_segments);
+		smv_registration_segment_extents(l->transport, l->size_bytes), &l->runs,
+		&l->nr_segments);
 	if (rc < 0)
 		return rc == -ENOSPC ? fail_no_room(t, l->size_bytes, err) : fail_memory(err);
 	l->regions = calloc(l->nr_segments, sizeof(struct smv_region *));
@@ -382,22 +386,18 @@ static int insert(struct smv_lease_table *t, struct lease *l, struct smv_error *
 	return rc;
 }
 
-static int register_segment(struct smv_lease_table *t, struct lease *l, size_t i)
+/* With the lock held: people may look at a lease that is being prepared. */
+static void fill_segments(struct lease *l)
 {
-	struct smv_lease_segment *s = &l->segments[i];
-	struct smv_region_info region;
-	int rc;
+	for (size_t i = 0; i < l->nr_segments; i++) {
+		struct smv_region_info region;
 
-	s->arena_offset = l->runs[i].first * SMV_EXTENT_SIZE;
-	s->size_bytes = l->runs[i].nr * SMV_EXTENT_SIZE;
-	rc = smv_region_register(l->domain, (char *)smv_arena_base(t->arena) + s->arena_offset,
-		s->size_bytes, SMV_ACCESS_REMOTE_READ | SMV_ACCESS_REMOTE_WRITE, &l->regions[i]);
-	if (rc < 0)
-		return rc;
-	smv_region_info(l->regions[i], &region);
-	s->rkey = region.rkey;
-	s->remote_addr = region.remote_addr;
-	return 0;
+		smv_region_info(l->regions[i], &region);
+		l->segments[i] = (struct smv_lease_segment){.rkey = region.rkey,
+			.remote_addr = region.remote_addr,
+			.size_bytes = l->runs[i].nr * SMV_EXTENT_SIZE,
+			.arena_offset = l->runs[i].first * SMV_EXTENT_SIZE};
+	}
 }
 
 static void deregister(struct lease *l)
@@ -409,23 +409,59 @@ static void deregister(struct lease *l)
 	}
 }
 
-static int register_memory(struct smv_lease_table *t, struct lease *l, struct smv_error *err)
+static void log_registered(const struct lease *l, const struct smv_registration *r)
+{
+	const double seconds = (double)r->took_ns / (double)SMV_NS_PER_S;
+	const double mib = (double)l->size_bytes / (double)SMV_MIB;
+
+	smv_log_info("lease %016" PRIx64 ": registered %" PRIu64 " bytes in %zu segments with %u "
+		     "threads in %.1f ms (%.0f MiB/s)",
+		l->id, l->size_bytes, l->nr_segments, r->nr_threads, seconds * 1e3, mib / seconds);
+}
+
+static int make_domain(struct smv_lease_table *t, struct lease *l)
 {
 	struct smv_domain *domain;
 	int rc = smv_domain_create(l->transport, &domain);
 
-	if (rc == 0) {
-		pthread_mutex_lock(&t->lock);
-		l->domain = domain;
-		pthread_mutex_unlock(&t->lock);
-	}
-	for (size_t i = 0; i < l->nr_segments && rc == 0; i++)
-		rc = register_segment(t, l, i);
-	if (rc == 0)
-		return 0;
+	if (rc < 0)
+		return rc;
+	pthread_mutex_lock(&t->lock);
+	l->domain = domain;
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
+static int fail_register(const struct lease *l, int rc, struct smv_error *err)
+{
+	if (rc == -ECANCELED)
+		return smv_fail(err, SMV_CANCELLED, "ending", "Ask again when it has restarted.",
+			"the server is ending; the lease was not made");
 	return smv_fail(err, smv_code_from_errno(rc), "register", NULL,
 		"cannot register %" PRIu64 " bytes with transport '%s': %s", l->size_bytes,
 		smv_transport_name(l->transport), strerror(-rc));
+}
+
+static int register_memory(struct smv_lease_table *t, struct lease *l, struct smv_error *err)
+{
+	struct smv_registration r = {.base = smv_arena_base(t->arena),
+		.runs = l->runs,
+		.nr_runs = l->nr_segments,
+		.regions = l->regions,
+		.stopping = &t->stopping};
+	int rc = make_domain(t, l);
+
+	r.domain = l->domain;
+	if (rc == 0)
+		rc = smv_registration_run(l->transport, &r);
+	if (rc < 0)
+		return fail_register(l, rc, err);
+	pthread_mutex_lock(&t->lock);
+	l->prepare_ns = r.took_ns;
+	fill_segments(l);
+	pthread_mutex_unlock(&t->lock);
+	log_registered(l, &r);
+	return 0;
 }
 
 static void abandon(struct smv_lease_table *t, struct lease *l)

@@ -23,7 +23,7 @@
 
 #define SMV_LEASE_OWNER_MAX 200
 #define SMV_LEASE_TTL_DEFAULT_MS 60000
-#define SMV_SEGMENT_MAX SMV_GIB
+#define SMV_SEGMENT_MAX SMV_GIB /* registration.h says when they are smaller */
 
 /* A lease must fit into one message of the control channel, and all leases without their segments
  * into another one. */
@@ -59,6 +59,7 @@ struct smv_lease_info {
 	uint64_t age_ms;
 	uint64_t expires_in_ms; /* 0 unless PROVISIONAL */
 	uint32_t nr_connections;
+	uint64_t prepare_ms; /* what registering its memory took; 0 while PREPARING */
 };
 
 struct smv_lease_request {
@@ -84,8 +85,9 @@ struct smv_lease_totals {
 int smv_lease_table_create(
 	struct smv_arena *arena, struct smv_lease_table **table, struct smv_error *err);
 
-/** smv_lease_table_stop - stop both threads; afterwards no lease ends by itself. To be called
- * before the listeners close. */
+/** smv_lease_table_stop - stop both threads; afterwards no lease ends by itself, and none is made:
+ * smv_lease_create() that is preparing one gives up with SMV_CANCELLED after the segments that are
+ * just being registered. To be called before the listeners close. */
 void smv_lease_table_stop(struct smv_lease_table *table);
 
 /** smv_lease_table_destroy - free everything, with a warning for each lease that is still in use.
@@ -95,7 +97,8 @@ void smv_lease_table_destroy(struct smv_lease_table *table);
 void smv_lease_table_totals(struct smv_lease_table *table, struct smv_lease_totals *totals);
 
 /** smv_lease_create - a PROVISIONAL lease. @key gets SMV_TICKET_KEY_SIZE bytes, told only here.
- * SMV_NO_ROOM with the numbers when not enough memory is free. */
+ * SMV_NO_ROOM with the numbers when not enough memory is free. Takes as long as registering the
+ * memory does. */
 int smv_lease_create(struct smv_lease_table *table, const struct smv_lease_request *request,
 	struct smv_lease_info *info, uint8_t *key, struct smv_error *err);
 

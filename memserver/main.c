@@ -5,6 +5,7 @@
 #include "common/host_check.h"
 #include "common/log.h"
 #include "common/program.h"
+#include "memserver/hugepages.h"
 #include "memserver/service.h"
 
 #include <signal.h>
@@ -18,6 +19,7 @@ struct options {
 	const char *name;
 	const char *state_dir;
 	uint64_t memory_bytes;
+	uint64_t hugepage_bytes; /* 0: ordinary pages */
 	struct smv_addr listen[LISTEN_MAX];
 	size_t nr_listen;
 	struct smv_addr data[SMV_DATA_LISTENERS_MAX];
@@ -34,11 +36,21 @@ struct daemon {
 	char control[1000]; /* real control addresses, for the ready line */
 };
 
-enum { OPT_NAME = 256, OPT_MEMORY, OPT_LISTEN, OPT_DATA, OPT_STATE_DIR, OPT_INSECURE };
+enum {
+	OPT_NAME = 256,
+	OPT_MEMORY,
+	OPT_HUGEPAGES,
+	OPT_LISTEN,
+	OPT_DATA,
+	OPT_STATE_DIR,
+	OPT_INSECURE
+};
 
 static const struct argp_option option_table[] = {
 	{"name", OPT_NAME, "NAME", 0, "name of this server: letters, digits, '.', '_', '-'", 0},
 	{"memory", OPT_MEMORY, "SIZE", 0, "memory to lend, a multiple of 2M; suffixes K M G T", 0},
+	{"hugepages", OPT_HUGEPAGES, "SIZE", OPTION_ARG_OPTIONAL,
+		"lend huge pages of SIZE, 2M (default) or 1G", 0},
 	{"listen", OPT_LISTEN, "ADDR", 0, "control address HOST:PORT or unix:PATH; repeatable", 0},
 	{"data", OPT_DATA, "ADDR", 0,
 		"data address [tcp:|verbs:]HOST:PORT as peers reach it; repeatable", 0},
@@ -61,6 +73,13 @@ static void parse_size(const char *text, struct options *o, struct argp_state *s
 		argp_error(state, "--memory '%s' is no size; write 512M or 64G", text);
 	if (smv_arena_check_size(o->memory_bytes, &err) < 0)
 		usage_error(state, &err);
+}
+
+static void parse_hugepages(const char *text, struct options *o, struct argp_state *state)
+{
+	o->hugepage_bytes = SMV_HUGEPAGE_DEFAULT;
+	if (text && (smv_parse_size(text, &o->hugepage_bytes) < 0 || o->hugepage_bytes == 0))
+		argp_error(state, "--hugepages '%s' is no size; write 2M or 1G", text);
 }
 
 static void parse_addr(const char *text, bool data, struct smv_addr *list, size_t max, size_t *nr,
@@ -88,6 +107,9 @@ static void check_complete(const struct options *o, struct argp_state *state)
 			: !o->memory_bytes ? "--memory SIZE"
 			: !o->nr_listen    ? "--listen ADDR"
 					   : "--data ADDR");
+	if (o->hugepage_bytes &&
+		smv_arena_check_hugepages(o->memory_bytes, o->hugepage_bytes, &err) < 0)
+		usage_error(state, &err);
 	for (size_t i = 0; i < o->nr_listen; i++)
 		if (smv_insecure_check(&o->listen[i], o->insecure, &err) < 0)
 			usage_error(state, &err);
@@ -109,6 +131,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_MEMORY:
 		parse_size(arg, o, state);
+		return 0;
+	case OPT_HUGEPAGES:
+		parse_hugepages(arg, o, state);
 		return 0;
 	case OPT_LISTEN:
 		parse_addr(arg, false, o->listen, LISTEN_MAX, &o->nr_listen, state);
@@ -190,20 +215,25 @@ static int start_rpc(struct daemon *d, const struct options *o, struct smv_error
 
 static void log_ready(const struct daemon *d, const struct options *o)
 {
-	char size[32], data[1000] = "";
+	char size[32], page[32], huge[64] = "", data[1000] = "";
 	size_t nr, len = 0;
 	const char *const *addresses = smv_data_addresses(d->data, &nr);
 
 	for (size_t i = 0; i < nr && len < sizeof(data); i++)
 		len += (size_t)snprintf(data + len, sizeof(data) - len, " %s", addresses[i]);
-	smv_host_warn_of_swap();
-	smv_log_info("ready: %s lends %s; control%s, data%s", o->name,
-		smv_format_size(o->memory_bytes, size, sizeof(size)), d->control, data);
+	if (o->hugepage_bytes)
+		snprintf(huge, sizeof(huge), " of %s pages",
+			smv_format_size(o->hugepage_bytes, page, sizeof(page)));
+	else
+		smv_host_warn_of_swap(); /* huge pages are never swapped */
+	smv_log_info("ready: %s lends %s%s; control%s, data%s", o->name,
+		smv_format_size(o->memory_bytes, size, sizeof(size)), huge, d->control, data);
 }
 
 static int start(struct daemon *d, const struct options *o, struct smv_error *err)
 {
-	int rc = smv_arena_create(o->name, o->state_dir, o->memory_bytes, &d->arena, err);
+	int rc = smv_arena_create(
+		o->name, o->state_dir, o->memory_bytes, o->hugepage_bytes, &d->arena, err);
 
 	if (rc == 0)
 		rc = smv_lease_table_create(d->arena, &d->table, err);
@@ -212,14 +242,14 @@ static int start(struct daemon *d, const struct options *o, struct smv_error *er
 	return rc == 0 ? start_rpc(d, o, err) : rc;
 }
 
-/* From the top down: nobody may ask for leases, then none ends by itself, then no peer can reach
- * the memory, then it goes. */
+/* No lease is made any more, nor ends by itself: first, because the RPC server waits for calls that
+ * are preparing one. Then from the top down: nobody asks, no peer can reach the memory, it goes. */
 static void stop(struct daemon *d)
 {
-	if (d->rpc)
-		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
 	if (d->table)
 		smv_lease_table_stop(d->table);
+	if (d->rpc)
+		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
 	smv_data_destroy(d->data);
 	smv_lease_table_destroy(d->table);
 	smv_arena_destroy(d->arena);

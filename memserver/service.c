@@ -64,6 +64,7 @@ static int fill_lease(
 	m->age_ms = info->age_ms;
 	m->expires_in_ms = info->expires_in_ms;
 	m->nr_connections = info->nr_connections;
+	m->prepare_ms = info->prepare_ms;
 	m->owner = strdup(info->owner);
 	if (asprintf(&m->id, "%016" PRIx64, info->id) < 0)
 		m->id = NULL;
@@ -120,6 +121,7 @@ static int get_server_info(void *ctx, struct smv_rpc_call *call, const ProtobufC
 	m->extent_bytes = SMV_EXTENT_SIZE;
 	m->capacity_bytes = totals.capacity_bytes;
 	m->free_bytes = totals.free_bytes;
+	m->hugepage_bytes = smv_arena_hugepage_bytes(s->arena);
 	m->nr_leases = totals.nr_leases;
 	m->bytes_received = totals.bytes_received;
 	m->bytes_sent = totals.bytes_sent;

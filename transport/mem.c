@@ -537,6 +537,7 @@ static bool mem_available(char *why, size_t why_len)
 
 SMV_TRANSPORT_REGISTER(mem) = {
 	.name = "mem",
+	.pins = true, /* it does not, but tests shall go that way */
 	.available = mem_available,
 	.domain_create = smv_soft_domain_create,
 	.domain_destroy = smv_soft_domain_destroy,

@@ -36,6 +36,9 @@ struct smv_conn {
 struct smv_transport {
 	const char *name;
 
+	/* Registering pins memory and takes long: worth several threads. */
+	bool pins;
+
 	/* Whether this host can use it; if not, @why says so. Does not block. */
 	bool (*available)(char *why, size_t why_len);
 	/* Whether this host has what leads to @addr over it, asked by "auto"; if not, @why says so.
@@ -50,6 +53,8 @@ struct smv_transport {
 	/* Does not block. */
 	void (*domain_stats)(struct smv_domain *domain, struct smv_domain_stats *stats);
 
+	/* The largest region in bytes; NULL: no limit. */
+	uint64_t (*region_max)(void);
 	/* May take long (pinning). The memory stays the user's. */
 	int (*region_register)(struct smv_domain *domain, void *addr, size_t len,
 		unsigned int access, struct smv_region **region);

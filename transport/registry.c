@@ -41,6 +41,16 @@ bool smv_transport_available(const struct smv_transport *t, char *why, size_t wh
 	return t->available(why, why_len);
 }
 
+bool smv_transport_pins(const struct smv_transport *t)
+{
+	return t->pins;
+}
+
+uint64_t smv_transport_region_max(const struct smv_transport *t)
+{
+	return t->region_max ? t->region_max() : UINT64_MAX;
+}
+
 struct offer {
 	const char *const *addresses;
 	size_t nr;

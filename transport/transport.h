@@ -9,7 +9,7 @@
  * owner runs for a read or a write. Connections are ordered: requests posted on one connection take
  * effect in order, and a read posted after a write on the same connection sees it.
  *
- * Threads. A domain and its regions may be used from any thread; registration is serialised inside.
+ * Threads. A domain and its regions may be used from any thread; several may register at a time.
  * A client connection belongs to one thread at a time, and so does everything called on it. A
  * server connection lives in the transport's own threads and reaches its owner by the callbacks of
  * struct smv_listener_handler; only smv_conn_notify() and smv_conn_close() may be called on it from
@@ -147,6 +147,13 @@ int smv_transport_choose(const char *wish, const char *const *peer_addresses, si
 
 /** smv_transport_available - whether this host can use @t; if not, says why. */
 bool smv_transport_available(const struct smv_transport *t, char *why, size_t why_len);
+
+/** smv_transport_pins - whether registering memory pins it, which takes long: worth doing in
+ * several threads, a region each. */
+bool smv_transport_pins(const struct smv_transport *t);
+
+/** smv_transport_region_max - the most bytes that one region can have on this host. */
+uint64_t smv_transport_region_max(const struct smv_transport *t);
 
 /** smv_domain_create / smv_domain_destroy - a domain is destroyed after its regions and
  * connections. Destroying a domain that still has connections ends them first and waits until no

@@ -104,11 +104,13 @@ static bool verbs_available(char *why, size_t why_len)
 
 SMV_TRANSPORT_REGISTER(verbs) = {
 	.name = "verbs",
+	.pins = true,
 	.available = verbs_available,
 	.reachable = smv_verbs_reachable,
 	.domain_create = smv_verbs_domain_create,
 	.domain_destroy = smv_verbs_domain_destroy,
 	.domain_stats = smv_verbs_domain_stats,
+	.region_max = smv_verbs_region_max,
 	.region_register = smv_verbs_region_register,
 	.region_deregister = smv_verbs_region_deregister,
 	.region_info = smv_verbs_region_info,

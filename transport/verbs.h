@@ -99,6 +99,7 @@ struct smv_verbs_peer {
 int smv_verbs_domain_create(const struct smv_transport *t, struct smv_domain **domain);
 void smv_verbs_domain_destroy(struct smv_domain *domain);
 void smv_verbs_domain_stats(struct smv_domain *domain, struct smv_domain_stats *stats);
+uint64_t smv_verbs_region_max(void);
 int smv_verbs_region_register(struct smv_domain *domain, void *addr, size_t len,
 	unsigned int access, struct smv_region **region);
 void smv_verbs_region_deregister(struct smv_region *region);

@@ -7,12 +7,17 @@
  *
  * The checks of peers' accesses are the device's: an MR belongs to a PD, has access flags and
  * bounds. One MR for each region, no memory windows: not every device enforces their bounds.
+ *
+ * Making an MR pins its memory and takes long, removing it unpins. Both happen without the domain's
+ * lock, so that several threads can do it for one domain. Meanwhile the region is *busy*: whoever
+ * else wants to change its MRs waits.
  */
 #include "transport/verbs.h"
 
 #include "common/log.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,14 +28,15 @@ struct verbs_region {
 	char *addr;
 	size_t len;
 	unsigned int access;
-	struct verbs_region *next, **pprev; /* under the domain's lock */
-	struct ibv_mr *mr[];                /* by device; set once, under the domain's lock */
+	bool busy;                          /* under the domain's lock, as the rest */
+	struct verbs_region *next, **pprev; /* in the domain's list from before it has any MR */
+	struct ibv_mr *mr[]; /* by device; each is set once, by whom it is busy for */
 };
 
 struct verbs_domain {
 	struct smv_domain base;
 	pthread_mutex_t lock;
-	pthread_cond_t changed;
+	pthread_cond_t changed; /* a region is no longer busy; a peer has left */
 	struct verbs_region *regions;
 	struct smv_verbs_peer *peers;
 	struct ibv_pd *pd[]; /* by device */
@@ -71,6 +77,20 @@ void smv_verbs_domain_stats(struct smv_domain *domain, struct smv_domain_stats *
 	*stats = (struct smv_domain_stats){.counted = false};
 }
 
+/* Of all devices by which peers may come: a region with remote access is registered on each. */
+uint64_t smv_verbs_region_max(void)
+{
+	uint64_t max = UINT64_MAX;
+
+	for (int i = 0; i < SMV_VERBS_EXPORTS; i++) {
+		const struct smv_verbs_device *dev = smv_verbs_exported(i);
+
+		if (dev && dev->attr.max_mr_size < max)
+			max = dev->attr.max_mr_size;
+	}
+	return max;
+}
+
 /* --- registering ---------------------------------------------------------------------------- */
 
 static unsigned int mr_flags(unsigned int access)
@@ -84,32 +104,54 @@ static unsigned int mr_flags(unsigned int access)
 	return flags;
 }
 
-static int register_on(struct verbs_domain *d, struct verbs_region *r, struct smv_verbs_device *dev)
+static void warn_of_failure(
+	const struct smv_verbs_device *dev, const struct verbs_region *r, int errnum)
 {
-	struct ibv_mr *mr;
+	char hint[160] = "";
 
-	if (r->mr[dev->index])
-		return 0;
+	if (errnum == ENOMEM)
+		snprintf(hint, sizeof(hint),
+			" (raise RLIMIT_MEMLOCK: ulimit -l unlimited, or LimitMEMLOCK=infinity in "
+			"the unit; the device takes %d registrations in all)",
+			dev->attr.max_mr);
+	smv_log_warning("verbs: cannot register %zu bytes on %s: %s%s", r->len,
+		dev->ctx->device->name, strerror(errnum), hint);
+}
+
+static int make_mr(struct ibv_pd *pd, const struct smv_verbs_device *dev,
+	const struct verbs_region *r, struct ibv_mr **mr)
+{
+	int errnum;
+
 	if (r->len > dev->attr.max_mr_size) {
 		smv_log_warning("verbs: %s registers at most %llu bytes at a time, not %zu",
 			dev->ctx->device->name, (unsigned long long)dev->attr.max_mr_size, r->len);
 		return -EFBIG;
 	}
-	mr = ibv_reg_mr(d->pd[dev->index], r->addr, r->len, mr_flags(r->access));
-	if (!mr) {
-		int ret = errno ? -errno : -EIO;
-
-		smv_log_warning("verbs: cannot register %zu bytes on %s: %s%s", r->len,
-			dev->ctx->device->name, strerror(-ret),
-			ret == -ENOMEM ? " (raise RLIMIT_MEMLOCK: ulimit -l unlimited, or "
-					 "LimitMEMLOCK=infinity in the unit)"
-				       : "");
-		return ret;
-	}
-	r->mr[dev->index] = mr;
-	return 0;
+	*mr = ibv_reg_mr(pd, r->addr, r->len, mr_flags(r->access));
+	if (*mr)
+		return 0;
+	errnum = errno ? errno : EIO;
+	warn_of_failure(dev, r, errnum);
+	return -errnum;
 }
 
+/* With the lock held, which is dropped meanwhile; the region is the caller's, by `busy`. */
+static int register_on(
+	struct verbs_domain *d, struct verbs_region *r, const struct smv_verbs_device *dev)
+{
+	struct ibv_pd *pd = d->pd[dev->index];
+	struct ibv_mr *mr = NULL;
+	int ret;
+
+	pthread_mutex_unlock(&d->lock);
+	ret = make_mr(pd, dev, r, &mr);
+	pthread_mutex_lock(&d->lock);
+	r->mr[dev->index] = mr;
+	return ret;
+}
+
+/* The region is in no list. */
 static int deregister(struct verbs_region *r)
 {
 	int ret = 0;
@@ -125,42 +167,109 @@ static int deregister(struct verbs_region *r)
 	return ret;
 }
 
-static int open_pd(struct verbs_domain *d, struct smv_verbs_device *dev)
+static int open_pd(struct verbs_domain *d, const struct smv_verbs_device *dev)
 {
 	if (!d->pd[dev->index])
 		d->pd[dev->index] = ibv_alloc_pd(dev->ctx);
 	return d->pd[dev->index] ? 0 : -(errno ? errno : ENOMEM);
 }
 
+static void set_idle(struct verbs_domain *d, struct verbs_region *r)
+{
+	r->busy = false;
+	pthread_cond_broadcast(&d->changed);
+}
+
+static struct verbs_region *find_missing(const struct verbs_domain *d, unsigned int index)
+{
+	struct verbs_region *r = d->regions;
+
+	while (r && r->mr[index])
+		r = r->next;
+	return r;
+}
+
+/* With the lock held. The list may change whenever the lock is dropped: each turn starts anew. */
+static int register_all_on(struct verbs_domain *d, const struct smv_verbs_device *dev)
+{
+	struct verbs_region *r;
+	int ret = 0;
+
+	while (ret == 0 && (r = find_missing(d, dev->index))) {
+		if (r->busy) {
+			pthread_cond_wait(&d->changed, &d->lock);
+			continue;
+		}
+		r->busy = true;
+		ret = register_on(d, r, dev);
+		set_idle(d, r);
+	}
+	return ret;
+}
+
 struct ibv_pd *smv_verbs_domain_pd(struct smv_domain *domain, struct smv_verbs_device *dev)
 {
 	struct verbs_domain *d = to_verbs(domain);
+	struct ibv_pd *pd;
 	int ret;
 
 	pthread_mutex_lock(&d->lock);
 	ret = open_pd(d, dev);
-	for (struct verbs_region *r = d->regions; r && ret == 0; r = r->next)
-		ret = register_on(d, r, dev);
+	if (ret == 0)
+		ret = register_all_on(d, dev);
+	pd = d->pd[dev->index];
 	pthread_mutex_unlock(&d->lock);
 	errno = -ret;
-	return ret == 0 ? d->pd[dev->index] : NULL;
+	return ret == 0 ? pd : NULL;
 }
 
-/* Where the domain's connections are, and where peers may come from. */
+/* With the lock held. Where the domain's connections are, and where peers may come from. NULL when
+ * the region is registered there, or when *ret says why it cannot be. */
+static const struct smv_verbs_device *next_device(
+	struct verbs_domain *d, const struct verbs_region *r, int *ret)
+{
+	for (int i = 0; i < SMV_VERBS_EXPORTS && (r->access & REMOTE_ACCESS); i++) {
+		const struct smv_verbs_device *dev = smv_verbs_exported(i);
+
+		if (!dev || r->mr[dev->index])
+			continue;
+		*ret = open_pd(d, dev);
+		return *ret == 0 ? dev : NULL;
+	}
+	for (unsigned int i = 0; i < smv_verbs_nr_devices(); i++)
+		if (d->pd[i] && !r->mr[i])
+			return smv_verbs_find_device(d->pd[i]->context);
+	return NULL;
+}
+
+/* With the lock held. A connection on a device that is new to the domain may come at any time: it
+ * finds the region busy and waits, and here its device is found in the next turn. */
 static int register_where_needed(struct verbs_domain *d, struct verbs_region *r)
 {
+	const struct smv_verbs_device *dev;
 	int ret = 0;
 
-	for (int i = 0; i < SMV_VERBS_EXPORTS && ret == 0 && (r->access & REMOTE_ACCESS); i++) {
-		struct smv_verbs_device *dev = smv_verbs_exported(i);
-
-		if (dev && (ret = open_pd(d, dev)) == 0)
-			ret = register_on(d, r, dev);
-	}
-	for (unsigned int i = 0; i < smv_verbs_nr_devices() && ret == 0; i++)
-		if (d->pd[i] && !r->mr[i])
-			ret = register_on(d, r, smv_verbs_find_device(d->pd[i]->context));
+	while (ret == 0 && (dev = next_device(d, r, &ret)))
+		ret = register_on(d, r, dev);
 	return ret;
+}
+
+/* With the lock held. */
+static void link_region(struct verbs_domain *d, struct verbs_region *r)
+{
+	r->next = d->regions;
+	r->pprev = &d->regions;
+	if (r->next)
+		r->next->pprev = &r->next;
+	d->regions = r;
+}
+
+/* With the lock held. */
+static void unlink_region(struct verbs_region *r)
+{
+	*r->pprev = r->next;
+	if (r->next)
+		r->next->pprev = r->pprev;
 }
 
 int smv_verbs_region_register(struct smv_domain *domain, void *addr, size_t len,
@@ -179,15 +288,13 @@ int smv_verbs_region_register(struct smv_domain *domain, void *addr, size_t len,
 	r->addr = addr;
 	r->len = len;
 	r->access = access;
+	r->busy = true;
 	pthread_mutex_lock(&d->lock);
+	link_region(d, r);
 	ret = register_where_needed(d, r);
-	if (ret == 0) {
-		r->next = d->regions;
-		r->pprev = &d->regions;
-		if (r->next)
-			r->next->pprev = &r->next;
-		d->regions = r;
-	}
+	if (ret < 0)
+		unlink_region(r);
+	set_idle(d, r);
 	pthread_mutex_unlock(&d->lock);
 	if (ret < 0) {
 		deregister(r);
@@ -215,15 +322,17 @@ void smv_verbs_region_deregister(struct smv_region *region)
 	int ret;
 
 	pthread_mutex_lock(&d->lock);
-	*r->pprev = r->next;
-	if (r->next)
-		r->next->pprev = r->pprev;
+	while (r->busy)
+		pthread_cond_wait(&d->changed, &d->lock);
+	unlink_region(r);
+	pthread_mutex_unlock(&d->lock);
 	ret = deregister(r);
 	if (ret < 0) {
+		pthread_mutex_lock(&d->lock);
 		end_peers(d);
+		pthread_mutex_unlock(&d->lock);
 		ret = deregister(r);
 	}
-	pthread_mutex_unlock(&d->lock);
 	if (ret < 0)
 		smv_log_error("verbs: cannot deregister memory: %s", strerror(-ret));
 	free(r);
@@ -232,14 +341,17 @@ void smv_verbs_region_deregister(struct smv_region *region)
 void smv_verbs_region_info(const struct smv_region *region, struct smv_region_info *info)
 {
 	const struct verbs_region *r = to_region(region);
+	struct verbs_domain *d = to_verbs(region->domain);
 
 	*info = (struct smv_region_info){.remote_addr = (uintptr_t)r->addr};
+	pthread_mutex_lock(&d->lock);
 	for (int i = 0; i < SMV_VERBS_EXPORTS && (r->access & REMOTE_ACCESS); i++) {
 		const struct smv_verbs_device *dev = smv_verbs_exported(i);
 
 		if (dev && r->mr[dev->index])
 			info->rkey |= (uint64_t)r->mr[dev->index]->rkey << (32 * i);
 	}
+	pthread_mutex_unlock(&d->lock);
 }
 
 void smv_verbs_domain_destroy(struct smv_domain *domain)
