@@ -26,11 +26,17 @@ uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes)
 	return (need + SMV_EXTENT_BYTES - 1) / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
 }
 
-static int call(const struct smv_leases *leases, const struct smv_lease *lease, const char *method,
+static int call_for(unsigned int timeout_ms, const struct smv_lease *lease, const char *method,
 	const void *request, void **response, struct smv_error *err)
 {
 	return smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method,
-		request, (ProtobufCMessage **)response, leases->timeout_ms, false, err);
+		request, (ProtobufCMessage **)response, timeout_ms, false, err);
+}
+
+static int call(const struct smv_leases *leases, const struct smv_lease *lease, const char *method,
+	const void *request, void **response, struct smv_error *err)
+{
+	return call_for(leases->timeout_ms, lease, method, request, response, err);
 }
 
 /* Put the sub-host into an error that does not name it yet. */
@@ -153,7 +159,8 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 	request.epoch = leases->epoch;
 	request.ttl_ms = TTL_MS;
 	request.transport = (char *)smv_transport_name(backing->transport);
-	r = call(leases, lease, "CreateLease", &request, (void **)&response, err);
+	r = call_for(leases->timeout_ms + smv_region_register_ms(bytes), lease, "CreateLease",
+		&request, (void **)&response, err);
 	if (r < 0) {
 		name_host(err, host->address);
 		return r;
@@ -173,32 +180,33 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 	return r;
 }
 
-static int choose_transport(struct smv_backing *backing, ServerInfo *const *infos, const char *wish,
-	char *reason, size_t reason_len, struct smv_error *err)
+static int choose_transport(struct smv_backing *backing, ServerInfo *const *infos,
+	const struct smv_transport_wish *wish, char *reason, size_t reason_len,
+	struct smv_error *err)
 {
-	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++) {
-		const struct smv_transport *t;
-		size_t index;
-		int r = smv_transport_choose(h ? smv_transport_name(backing->transport) : wish,
-			(const char *const *)infos[h]->data_addresses, infos[h]->n_data_addresses,
-			&t, &index, h ? NULL : reason, h ? 0 : reason_len, err);
+	struct smv_transport_peer peers[SMV_SUB_HOSTS_MAX];
+	char names[SMV_SUB_HOSTS_MAX][SMV_ADDR_MAX + 16];
+	int r;
 
-		if (r == 0)
-			r = smv_addr_parse(infos[h]->data_addresses[index], true,
-				&backing->sub_hosts[h].data_addr, err);
-		if (r < 0) {
-			name_host(err, backing->sub_hosts[h].address);
-			return r;
-		}
-		backing->transport = t;
+	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++) {
+		snprintf(names[h], sizeof(names[h]), "sub-host %s", backing->sub_hosts[h].address);
+		peers[h] = (struct smv_transport_peer){.name = names[h],
+			.addresses = (const char *const *)infos[h]->data_addresses,
+			.nr_addresses = infos[h]->n_data_addresses};
 	}
-	return 0;
+	r = smv_transport_choose(
+		wish, peers, backing->nr_sub_hosts, &backing->transport, reason, reason_len, err);
+	for (unsigned int h = 0; h < backing->nr_sub_hosts && r == 0; h++)
+		r = smv_addr_parse(peers[h].addresses[peers[h].index], true,
+			&backing->sub_hosts[h].data_addr, err);
+	return r;
 }
 
 /* Get to know all sub-hosts. */
 static int meet_all(struct smv_leases *leases, struct smv_backing *backing,
-	const char *const *addresses, ServerInfo **infos, const char *transport, bool insecure,
-	char *reason, size_t reason_len, struct smv_error *err)
+	const char *const *addresses, ServerInfo **infos,
+	const struct smv_transport_wish *transport, bool insecure, char *reason, size_t reason_len,
+	struct smv_error *err)
 {
 	int r = 0;
 
@@ -256,8 +264,9 @@ static void free_infos(ServerInfo *const *infos, unsigned int nr)
 		smv_rpc_message_free((ProtobufCMessage *)infos[h]);
 }
 
-int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *transport,
-	bool insecure, unsigned int timeout_ms, struct smv_error *err)
+int smv_leases_probe(const char *const *addresses, unsigned int nr,
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	struct smv_error *err)
 {
 	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
 	struct smv_backing backing;
@@ -276,8 +285,8 @@ int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *
 
 int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
-	const char *transport, bool insecure, unsigned int timeout_ms, char *reason,
-	size_t reason_len, struct smv_error *err)
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	char *reason, size_t reason_len, struct smv_error *err)
 {
 	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
 	int r = init(leases, backing, nr, timeout_ms, err);

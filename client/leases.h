@@ -36,8 +36,9 @@ struct smv_leases {
 uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes);
 
 /** smv_leases_probe - ask every sub-host whether it is there and fits; nothing is leased. */
-int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *transport,
-	bool insecure, unsigned int timeout_ms, struct smv_error *err);
+int smv_leases_probe(const char *const *addresses, unsigned int nr,
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	struct smv_error *err);
 
 /**
  * smv_leases_create - find room for @bytes (a multiple of the extent size) and lease it.
@@ -50,8 +51,8 @@ int smv_leases_probe(const char *const *addresses, unsigned int nr, const char *
  */
 int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
-	const char *transport, bool insecure, unsigned int timeout_ms, char *reason,
-	size_t reason_len, struct smv_error *err);
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	char *reason, size_t reason_len, struct smv_error *err);
 
 /** smv_leases_renew - keep provisional leases; failures are logged. */
 void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing);

@@ -57,7 +57,7 @@ struct smemv {
 	pid_t pid; /* of the process that opened it; a child of fork() must leave it alone */
 	char **servers;
 	unsigned int nr_servers;
-	char transport[16];
+	struct smv_transport_wish transport;
 	bool insecure;
 	unsigned int timeout_ms;
 
@@ -218,7 +218,7 @@ static int lease_memory(struct smemv_region *r, struct smv_error *e)
 			*c = '?';
 	rc = smv_leases_create(&r->leases, &r->backing, (const char *const *)ctx->servers,
 		ctx->nr_servers, owner, smv_leases_room(r->ram.bytes, r->budget_bytes),
-		ctx->transport, ctx->insecure, ctx->timeout_ms, reason, sizeof(reason), e);
+		&ctx->transport, ctx->insecure, ctx->timeout_ms, reason, sizeof(reason), e);
 	if (rc < 0)
 		return rc;
 	r->leased = true;
@@ -484,8 +484,8 @@ static int check_options(const struct smemv_options *o, struct smv_error *e)
 
 static int copy_options(struct smemv *ctx, const struct smemv_options *o, struct smv_error *e)
 {
-	snprintf(
-		ctx->transport, sizeof(ctx->transport), "%s", o->transport ? o->transport : "auto");
+	snprintf(ctx->transport.names, sizeof(ctx->transport.names), "%s",
+		o->transport ? o->transport : "auto");
 	ctx->insecure = o->insecure;
 	ctx->timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_DEFAULT_MS;
 	ctx->servers = calloc(o->nr_servers, sizeof(*ctx->servers));
@@ -538,7 +538,7 @@ int smemv_open(const struct smemv_options *options, struct smemv **out, struct s
 	smv_rpc_init();
 	if ((rc = copy_options(ctx, options, &e)) < 0 ||
 		(rc = smv_leases_probe((const char *const *)ctx->servers, ctx->nr_servers,
-			 ctx->transport, ctx->insecure, ctx->timeout_ms, &e)) < 0 ||
+			 &ctx->transport, ctx->insecure, ctx->timeout_ms, &e)) < 0 ||
 		(rc = start_keeper(ctx, &e)) < 0) {
 		free_context(ctx);
 		return tell(err, &e, rc);

@@ -157,6 +157,7 @@ static int take_grant(
 
 int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct smv_error *err)
 {
+	struct smv_transport_wish wish = {0};
 	Smemv__V1__PrepareMigrationRequest q = SMEMV__V1__PREPARE_MIGRATION_REQUEST__INIT;
 	Smemv__V1__RamBlock blocks[SMV_RAM_BLOCKS_MAX], *block_ptrs[SMV_RAM_BLOCKS_MAX];
 	Smemv__V1__PrepareMigrationResponse *p = NULL;
@@ -176,10 +177,14 @@ int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct sm
 	q.budget_bytes = in->budget_bytes;
 	q.n_sub_hosts = in->nr_sub_hosts;
 	q.sub_hosts = (char **)in->sub_hosts;
-	q.transport = (char *)in->transport;
+	snprintf(wish.names, sizeof(wish.names), "%s", in->transport);
+	smv_transport_narrow(&wish, smv_transport_fits_here, NULL);
+	q.transport = wish.names;
+	q.transport_why = wish.why;
 	q.insecure = in->insecure;
 	d->prepared = true;
-	r = call(d, "PrepareMigration", &q, (void **)&p, RPC_TIMEOUT_MS, err);
+	r = call(d, "PrepareMigration", &q, (void **)&p,
+		RPC_TIMEOUT_MS + smv_region_register_ms(in->ram->bytes), err);
 	if (r < 0)
 		return r;
 	d->granted = true;

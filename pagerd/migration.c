@@ -27,7 +27,7 @@
 #define DATA_TIMEOUT_MS 5000
 #define MAX_ENDPOINTS 8
 #define MAX_VERDICTS 64
-#define LEASE_TIMEOUT_MS 5000
+#define LEASE_TIMEOUT_MS 5000 /* besides the time to register */
 /* The VM stands still while the destination loads the device state. */
 #define COMMIT_TIMEOUT_MAX_MS 60000
 
@@ -290,6 +290,17 @@ static size_t ring_bytes(void)
 	return SMV_HOT_RING_CHUNKS * sizeof(struct smv_hot_chunk);
 }
 
+/* For "auto". */
+static bool has_endpoint(void *ctx, const char *name, char *why, size_t why_len)
+{
+	if (!smv_transport_fits_here(ctx, name, why, why_len))
+		return false;
+	if (endpoint_for(smv_transport_find(name)))
+		return true;
+	snprintf(why, why_len, "smemv-pagerd has no %s data address", name);
+	return false;
+}
+
 static int ring_open(struct smv_migration *m, const struct smv_transport *t, struct smv_error *err)
 {
 	struct smv_hot_chunk *ring = mmap(NULL, ring_bytes(), PROT_READ | PROT_WRITE,
@@ -482,14 +493,22 @@ static int set_up(
 		.budget_pages = budget / SMV_PAGE_SIZE,
 		.timeout_ms = DATA_TIMEOUT_MS};
 	char owner[160], hostname[64] = "?", path[400];
+	struct smv_transport_wish wish = {0};
 	struct smv_remote *trial;
 	int r;
 
+	if (!smv_transport_wish_is_valid(q->transport))
+		return smv_fail(err, SMV_INVALID, "no-transport", "Choose auto, verbs or tcp.",
+			"there is no transport '%.40s'", q->transport);
+	snprintf(wish.names, sizeof(wish.names), "%s", q->transport);
+	if (q->transport_why[0])
+		snprintf(wish.why, sizeof(wish.why), "at the source, %.300s", q->transport_why);
+	smv_transport_narrow(&wish, has_endpoint, NULL);
 	gethostname(hostname, sizeof(hostname) - 1);
 	snprintf(owner, sizeof(owner), "%s on %s", vm->name, hostname);
 	r = smv_leases_create(&vm->leases, &vm->backing, (const char *const *)q->sub_hosts,
 		(unsigned int)q->n_sub_hosts, owner,
-		smv_leases_room(vm->ram.bytes, q->budget_bytes), q->transport, q->insecure,
+		smv_leases_room(vm->ram.bytes, q->budget_bytes), &wish, q->insecure,
 		LEASE_TIMEOUT_MS, vm->transport_reason, sizeof(vm->transport_reason), err);
 	if (r < 0)
 		return r;

@@ -51,18 +51,28 @@ uint64_t smv_transport_region_max(const struct smv_transport *t)
 	return t->region_max ? t->region_max() : UINT64_MAX;
 }
 
-struct offer {
-	const char *const *addresses;
-	size_t nr;
-};
+bool smv_transport_fits_here(void *ctx, const char *name, char *why, size_t why_len)
+{
+	const struct smv_transport *t = smv_transport_find(name);
+	char detail[200];
+
+	(void)ctx;
+	if (t && smv_transport_available(t, detail, sizeof(detail)))
+		return true;
+	if (t)
+		snprintf(why, why_len, "%s cannot be used on this host: %s", name, detail);
+	else
+		snprintf(why, why_len, "this build has no %s transport", name);
+	return false;
+}
 
 /* The index of the first address of transport @name, -ENOENT if there is none. */
-static int find_offer(const struct offer *offer, const char *name)
+static int find_offer(const struct smv_transport_peer *peer, const char *name)
 {
-	for (size_t i = 0; i < offer->nr; i++) {
+	for (size_t i = 0; i < peer->nr_addresses; i++) {
 		struct smv_addr addr;
 
-		if (smv_addr_parse(offer->addresses[i], true, &addr, NULL) == 0 &&
+		if (smv_addr_parse(peer->addresses[i], true, &addr, NULL) == 0 &&
 			strcmp(addr.transport, name) == 0)
 			return (int)i;
 	}
@@ -70,21 +80,20 @@ static int find_offer(const struct offer *offer, const char *name)
 }
 
 /* All that is offered, for a message. */
-static const char *list_offer(const struct offer *offer, char *buf, size_t len)
+static const char *list_offer(const struct smv_transport_peer *peer, char *buf, size_t len)
 {
 	size_t n = 0;
 
 	snprintf(buf, len, "nothing");
-	for (size_t i = 0; i < offer->nr && n < len; i++)
-		n += (size_t)snprintf(buf + n, len - n, "%s%s", i ? ", " : "", offer->addresses[i]);
+	for (size_t i = 0; i < peer->nr_addresses && n < len; i++)
+		n += (size_t)snprintf(buf + n, len - n, "%s%s", i ? ", " : "", peer->addresses[i]);
 	return buf;
 }
 
-static int choose_named(const char *name, const struct offer *offer, const struct smv_transport **t,
-	size_t *index, char *reason, size_t reason_len, struct smv_error *err)
+static int choose_named(const char *name, struct smv_transport_peer *peers, size_t nr_peers,
+	const struct smv_transport **t, char *reason, size_t reason_len, struct smv_error *err)
 {
 	char text[256];
-	int i;
 
 	*t = smv_transport_find(name);
 	if (!*t)
@@ -95,72 +104,131 @@ static int choose_named(const char *name, const struct offer *offer, const struc
 		return smv_fail(err, SMV_REFUSED, "transport-unavailable",
 			"Choose auto or tcp, or make the transport usable on this host.",
 			"transport %s cannot be used on this host: %s", name, text);
-	i = find_offer(offer, name);
-	if (i < 0)
-		return smv_fail(err, SMV_NOT_FOUND, "transport-not-offered",
-			"Choose auto, or start the peer with a data address of that transport.",
-			"the peer offers no %s data address; it offers %s", name,
-			list_offer(offer, text, sizeof(text)));
-	*index = (size_t)i;
+	for (size_t i = 0; i < nr_peers; i++) {
+		int at = find_offer(&peers[i], name);
+
+		if (at < 0)
+			return smv_fail(err, SMV_NOT_FOUND, "transport-not-offered",
+				"Choose auto, or start the peer with a data address of that "
+				"transport.",
+				"%s offers no %s data address; it offers %s", peers[i].name, name,
+				list_offer(&peers[i], text, sizeof(text)));
+		peers[i].index = (size_t)at;
+	}
 	snprintf(reason, reason_len, "%s: asked for", name);
 	return 0;
 }
 
-static bool is_reachable(
-	const struct smv_transport *t, const char *address, char *why, size_t why_len)
+static bool suits_peer(
+	const struct smv_transport *t, struct smv_transport_peer *peer, char *why, size_t why_len)
 {
+	int at = find_offer(peer, t->name);
 	struct smv_addr addr;
+	char detail[256];
 
-	return !t->reachable || (smv_addr_parse(address, true, &addr, NULL) == 0 &&
-					t->reachable(&addr, why, why_len));
+	if (at < 0) {
+		snprintf(why, why_len, "%s offers no %s address", peer->name, t->name);
+		return false;
+	}
+	peer->index = (size_t)at;
+	if (!t->reachable || (smv_addr_parse(peer->addresses[at], true, &addr, NULL) == 0 &&
+				     t->reachable(&addr, detail, sizeof(detail))))
+		return true;
+	snprintf(why, why_len, "%s does not lead to %s: %s", t->name, peer->name, detail);
+	return false;
 }
 
-/* Try @name for "auto": true when taken; else @why is the reason why not. */
-static bool try_transport(const char *name, const struct offer *offer,
-	const struct smv_transport **t, size_t *index, char *why, size_t why_len)
+/* Whether @name suits this host and all peers; else @why is the reason why not. */
+static bool suits_all(const char *name, struct smv_transport_peer *peers, size_t nr_peers,
+	const struct smv_transport **t, char *why, size_t why_len)
 {
-	char detail[256];
-	int i;
-
+	if (!smv_transport_fits_here(NULL, name, why, why_len))
+		return false;
 	*t = smv_transport_find(name);
-	i = find_offer(offer, name);
-	if (!*t) {
-		snprintf(why, why_len, "this build has no %s transport", name);
-	} else if (!smv_transport_available(*t, detail, sizeof(detail))) {
-		snprintf(why, why_len, "%s cannot be used on this host: %s", name, detail);
-	} else if (i < 0) {
-		snprintf(why, why_len, "the peer offers no %s address", name);
-	} else if (!is_reachable(*t, offer->addresses[i], detail, sizeof(detail))) {
-		snprintf(why, why_len, "%s does not lead to the peer: %s", name, detail);
-	} else {
-		*index = (size_t)i;
-		return true;
+	for (size_t i = 0; i < nr_peers; i++)
+		if (!suits_peer(*t, &peers[i], why, why_len))
+			return false;
+	return true;
+}
+
+static bool is_listed(const char *list, const char *name)
+{
+	size_t len = strlen(name);
+
+	for (const char *p = list; p; p = strchr(p, ',')) {
+		p += *p == ',';
+		if (strncmp(p, name, len) == 0 && (p[len] == ',' || !p[len]))
+			return true;
 	}
 	return false;
 }
 
-int smv_transport_choose(const char *wish, const char *const *peer_addresses, size_t nr_addresses,
-	const struct smv_transport **t, size_t *index, char *reason, size_t reason_len,
+static bool is_automatic(const char *wish)
+{
+	return strcmp(wish, "auto") == 0 || strchr(wish, ',');
+}
+
+bool smv_transport_wish_is_valid(const char *wish)
+{
+	size_t nr = 1;
+
+	if (strcmp(wish, "auto") == 0)
+		return true;
+	for (const char *p = wish; (p = strchr(p, ',')); p++)
+		nr++;
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++)
+		nr -= is_listed(wish, preference[i]);
+	return nr == 0;
+}
+
+void smv_transport_narrow(struct smv_transport_wish *wish,
+	bool (*fits)(void *ctx, const char *name, char *why, size_t why_len), void *ctx)
+{
+	char list[sizeof(wish->names)] = "", why[sizeof(wish->why)];
+	size_t n = 0;
+
+	if (!is_automatic(wish->names))
+		return;
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++) {
+		const char *name = preference[i];
+
+		if (strcmp(wish->names, "auto") != 0 && !is_listed(wish->names, name))
+			continue;
+		if (fits(ctx, name, why, sizeof(why)))
+			n += (size_t)snprintf(list + n, sizeof(list) - n, "%s,", name);
+		else if (!wish->why[0])
+			memcpy(wish->why, why, sizeof(why));
+	}
+	/* With a comma at its end even a single name stays a list: nobody asked for it. */
+	memcpy(wish->names, list, sizeof(list));
+}
+
+int smv_transport_choose(const struct smv_transport_wish *wish, struct smv_transport_peer *peers,
+	size_t nr_peers, const struct smv_transport **t, char *reason, size_t reason_len,
 	struct smv_error *err)
 {
-	const struct offer offer = {peer_addresses, nr_addresses};
-	char first_why[320] = "", why[320], list[256];
+	char first_why[sizeof(wish->why)], why[sizeof(wish->why)], list[256];
 
-	if (strcmp(wish, "auto") != 0)
-		return choose_named(wish, &offer, t, index, reason, reason_len, err);
+	if (!is_automatic(wish->names))
+		return choose_named(wish->names, peers, nr_peers, t, reason, reason_len, err);
+	memcpy(first_why, wish->why, sizeof(first_why));
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++) {
-		if (try_transport(preference[i], &offer, t, index, why, sizeof(why))) {
+		if (strcmp(wish->names, "auto") != 0 && !is_listed(wish->names, preference[i]))
+			continue;
+		if (suits_all(preference[i], peers, nr_peers, t, why, sizeof(why))) {
 			snprintf(reason, reason_len, "%s: %s", preference[i],
-				i ? first_why : "this host can use it and the peer offers it");
+				first_why[0] ? first_why
+					     : "all hosts can use it and it leads to them");
 			return 0;
 		}
-		if (i == 0)
+		if (!first_why[0])
 			memcpy(first_why, why, sizeof(why));
 	}
 	*t = NULL;
 	return smv_fail(err, SMV_NOT_FOUND, "no-common-transport",
 		"Start the peer with a data address that this host can reach, such as "
 		"tcp:HOST:PORT.",
-		"no transport of this build fits the data addresses of the peer, which are: %s",
-		list_offer(&offer, list, sizeof(list)));
+		"no transport suits all hosts: %s%s%s offers %s", first_why,
+		first_why[0] ? "; " : "", nr_peers ? peers[0].name : "nobody",
+		nr_peers ? list_offer(&peers[0], list, sizeof(list)) : "nothing");
 }

@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 
@@ -30,6 +31,13 @@ int smv_region_register(struct smv_domain *domain, void *addr, size_t len, unsig
 	struct smv_region **region)
 {
 	return domain->transport->region_register(domain, addr, len, access, region);
+}
+
+unsigned int smv_region_register_ms(uint64_t bytes)
+{
+	uint64_t ms = (bytes >> 20) * 1000 / 256;
+
+	return ms < INT_MAX / 4 ? (unsigned int)ms : INT_MAX / 4;
 }
 
 void smv_region_deregister(struct smv_region *region)

@@ -134,15 +134,39 @@ struct smv_domain_stats {
 const struct smv_transport *smv_transport_find(const char *name);
 const char *smv_transport_name(const struct smv_transport *t);
 
+/* Which transport somebody wants: "auto", the name of one, or, what is left of "auto" on its way
+ * from host to host, a list of names that each end with a comma. */
+struct smv_transport_wish {
+	char names[32];
+	char why[320]; /* why a better one is not in the list any more, or empty */
+};
+
+/* Somebody to connect to, and the data addresses that it offers, each naming its transport. */
+struct smv_transport_peer {
+	const char *name; /* for people, e.g. "sub-host 10.0.0.3:7000" */
+	const char *const *addresses;
+	size_t nr_addresses;
+	size_t index; /* gets which of them to connect to */
+};
+
+/** smv_transport_wish_is_valid - whether @names can be the names of a wish. */
+bool smv_transport_wish_is_valid(const char *names);
+
+/** smv_transport_narrow - take what does not fit out of "auto"; a name stays what it is. @fits says
+ * why it does not. smv_transport_fits_here(): whether this host can use it. */
+void smv_transport_narrow(struct smv_transport_wish *wish,
+	bool (*fits)(void *ctx, const char *name, char *why, size_t why_len), void *ctx);
+bool smv_transport_fits_here(void *ctx, const char *name, char *why, size_t why_len);
+
 /**
- * smv_transport_choose - pick the transport for a peer.
- * @wish: "auto" or a name
- * @peer_addresses: data addresses that the peer offers, each naming its transport
- * @reason: a sentence for people why this one was chosen, e.g. "verbs: no RDMA device on this host"
- * @index: which of the addresses to connect to
+ * smv_transport_choose - pick the transport that leads to all of @peers.
+ * @reason: a sentence for people why this one was chosen, e.g. "tcp: verbs cannot be used on this
+ *          host: no RDMA device on this host"
+ *
+ * Asks the network whether an RDMA route leads there, so it takes up to a second for each peer.
  */
-int smv_transport_choose(const char *wish, const char *const *peer_addresses, size_t nr_addresses,
-	const struct smv_transport **t, size_t *index, char *reason, size_t reason_len,
+int smv_transport_choose(const struct smv_transport_wish *wish, struct smv_transport_peer *peers,
+	size_t nr_peers, const struct smv_transport **t, char *reason, size_t reason_len,
 	struct smv_error *err);
 
 /** smv_transport_available - whether this host can use @t; if not, says why. */
@@ -166,6 +190,10 @@ void smv_domain_stats(struct smv_domain *domain, struct smv_domain_stats *stats)
  * The memory stays the caller's and must outlive the region. Pins it on verbs. */
 int smv_region_register(struct smv_domain *domain, void *addr, size_t len, unsigned int access,
 	struct smv_region **region);
+/** smv_region_register_ms - how long registering @bytes may take at most, for deadlines of those
+ * who wait for another host's registering: at 256 MiB a second. It is quicker but for small pages
+ * on a slow CPU. */
+unsigned int smv_region_register_ms(uint64_t bytes);
 /** smv_region_deregister - afterwards no peer can reach the memory, also not with requests that
  * are under way: waits for those, and ends connections that do not finish them soon. */
 void smv_region_deregister(struct smv_region *region);

@@ -24,8 +24,9 @@
 
 #define CLIENT_SIZE (8u << 20)
 #define PAGE 4096u
-/* The deadline of requests that should succeed. Soft-RoCE sends anew what is not acknowledged within a
- * tenth of it, which an emulated peer may miss, and its responder then refuses some (Linux 6.12). */
+/* The deadline of requests that should succeed. Soft-RoCE sends anew what is not acknowledged
+ * within a tenth of it, which an emulated peer may miss, and its responder then refuses some
+ * (Linux 6.12). */
 #define PATIENCE_MS 20000
 
 struct client {
@@ -847,6 +848,7 @@ Test(tcp, ends_in_a_timeout_when_the_peer_hangs)
 	cr_assert_eq(try_connect(&c, smv_transport_find("tcp"), &addr, 0, 300, &err), 0);
 	cr_assert_eq(one(&c, SMV_OP_READ, info.rkey, info.remote_addr, 0, PAGE), 0);
 	kill(pid, SIGSTOP);
+	waitpid(pid, NULL, WUNTRACED); /* else its threads may still answer */
 	start = smv_now_ns();
 	cr_assert_eq(post_many(&c, &info), 40);
 	reap(c.conn, 40, statuses);
@@ -963,43 +965,92 @@ Test(tcp, speaks_ipv6)
 
 /* --- choosing, tickets ---------------------------------------------------------------------- */
 
-Test(choose, says_which_and_why)
+/* smv_transport_choose() of a peer with the first @nr of some addresses, and perhaps a second peer.
+ */
+static int choose(const char *names, const char *why, size_t nr, bool second,
+	const struct smv_transport **t, char *reason, struct smv_error *err)
 {
 	static const char *const offers[] = {"verbs:h:1", "tcp:h:2", "nonsense"};
+	static const char *const tcp_only[] = {"tcp:h:3"};
+	struct smv_transport_peer peers[] = {
+		{"peer one", offers, nr, 9}, {"peer two", tcp_only, 1, 9}};
+	struct smv_transport_wish wish = {0};
+	int ret;
+
+	snprintf(wish.names, sizeof(wish.names), "%s", names);
+	snprintf(wish.why, sizeof(wish.why), "%s", why);
+	ret = smv_transport_choose(&wish, peers, second ? 2 : 1, t, reason, 200, err);
+	if (ret == 0 && strcmp(smv_transport_name(*t), "tcp") == 0)
+		cr_assert(peers[0].index == 1 && (!second || peers[1].index == 0));
+	return ret;
+}
+
+Test(choose, says_which_and_why)
+{
 	const struct smv_transport *t;
 	struct smv_error err = {0};
 	char reason[200];
-	size_t index;
 
-	cr_assert_eq(
-		smv_transport_choose("auto", offers, 3, &t, &index, reason, sizeof(reason), &err),
-		0);
-	cr_assert_str_eq(smv_transport_name(t), "tcp");
-	cr_assert_eq(index, 1);
 	/* No device here, or "h" is no host. */
+	cr_assert_eq(choose("auto", "", 3, false, &t, reason, &err), 0);
+	cr_assert_str_eq(smv_transport_name(t), "tcp");
 	cr_assert_eq(strncmp(reason, "tcp: verbs ", 11), 0, "%s", reason);
-	cr_assert_eq(
-		smv_transport_choose("tcp", offers, 3, &t, &index, reason, sizeof(reason), &err),
-		0);
+	cr_assert_eq(choose("tcp", "", 3, false, &t, reason, &err), 0);
 	cr_assert_str_eq(reason, "tcp: asked for");
-	cr_assert_lt(
-		smv_transport_choose("tcp", offers, 1, &t, &index, reason, sizeof(reason), &err),
-		0);
-	cr_assert(strstr(err.message, "verbs:h:1"), "%s", err.message);
-	cr_assert_lt(
-		smv_transport_choose("none", offers, 3, &t, &index, reason, sizeof(reason), &err),
-		0);
+	cr_assert_lt(choose("tcp", "", 1, false, &t, reason, &err), 0);
+	cr_assert(strstr(err.message, "peer one offers no tcp data address; it offers verbs:h:1"),
+		"%s", err.message);
+	cr_assert_lt(choose("none", "", 3, false, &t, reason, &err), 0);
 	cr_assert_str_eq(err.reason, "transport-not-built-in");
 	/* By name it is taken where it can be used, whatever the address. */
-	int ret =
-		smv_transport_choose("verbs", offers, 3, &t, &index, reason, sizeof(reason), &err);
+	int ret = choose("verbs", "", 3, false, &t, reason, &err);
 	if (smv_transport_available(smv_transport_find("verbs"), reason, sizeof(reason)))
 		cr_assert_eq(ret, 0);
 	else
 		cr_assert_str_eq(err.reason, "transport-unavailable");
-	cr_assert_lt(
-		smv_transport_choose("auto", offers, 0, &t, &index, reason, sizeof(reason), &err),
-		0);
+	cr_assert_lt(choose("auto", "", 0, false, &t, reason, &err), 0);
+	cr_assert(strstr(err.message, "peer one"), "%s", err.message);
+}
+
+Test(choose, suits_all_peers)
+{
+	const struct smv_transport *t;
+	struct smv_error err = {0};
+	char reason[200];
+
+	cr_assert_eq(choose("auto", "", 3, true, &t, reason, &err), 0);
+	cr_assert_str_eq(smv_transport_name(t), "tcp");
+	cr_assert_lt(choose("auto", "", 1, true, &t, reason, &err), 0);
+	cr_assert_str_eq(err.reason, "no-common-transport");
+	/* Whose reason comes first counts. */
+	cr_assert_eq(choose("tcp,", "elsewhere it cannot", 3, true, &t, reason, &err), 0);
+	cr_assert_str_eq(reason, "tcp: elsewhere it cannot");
+}
+
+static bool fits_tcp(void *ctx, const char *name, char *why, size_t why_len)
+{
+	(void)ctx;
+	snprintf(why, why_len, "%s is not wanted", name);
+	return strcmp(name, "tcp") == 0;
+}
+
+Test(choose, narrows_only_what_is_automatic)
+{
+	struct smv_transport_wish wish = {.names = "auto"}, named = {.names = "verbs"};
+
+	smv_transport_narrow(&wish, fits_tcp, NULL);
+	cr_assert_str_eq(wish.names, "tcp,");
+	cr_assert_str_eq(wish.why, "verbs is not wanted");
+	smv_transport_narrow(&wish, fits_tcp, NULL);
+	cr_assert_str_eq(wish.names, "tcp,");
+	smv_transport_narrow(&named, fits_tcp, NULL);
+	cr_assert_str_eq(named.names, "verbs");
+	cr_assert_str_eq(named.why, "");
+	cr_assert(smv_transport_wish_is_valid("auto") && smv_transport_wish_is_valid("tcp,"));
+	cr_assert(
+		smv_transport_wish_is_valid("verbs,tcp,") && smv_transport_wish_is_valid("verbs"));
+	cr_assert(!smv_transport_wish_is_valid("") && !smv_transport_wish_is_valid("udp") &&
+		  !smv_transport_wish_is_valid("tcp,udp,"));
 }
 
 Test(ticket, opens_only_with_its_key)
