@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# packages.sh build|demo|lab|test|bench: installs what is missing of the Debian packages for that purpose.
+# packages.sh build|demo|lab|test|bench: installs what is missing of the packages for that purpose.
 # May be sourced as well: packages_install PURPOSE.
 
 PACKAGES_BUILD=(gcc libc6-dev cmake ninja-build pkg-config libgrpc-dev libprotobuf-c-dev
