@@ -79,8 +79,9 @@ def sockperf(text):
 
 
 def perftest(text):
-    """The line after the heading: of latencies the typical one, of bandwidths the average."""
-    found = re.search(r"^ *#bytes +#iterations +(.*)\n\s*([0-9. \t]+)$", text, flags=re.M)
+    """The line after the heading: of latencies the typical one, of bandwidths the average. A t_stdev
+    of "-nan" is perftest's own."""
+    found = re.search(r"^ *#bytes +#iterations +(.*)\n\s*(\d.*)$", text, flags=re.M)
     if not found:
         raise BadLog("there is no result in it")
     names = re.split(r"\s{2,}|(?<=\])\s+", "#bytes  #iterations  " + found.group(1).strip())
@@ -129,9 +130,14 @@ def cpu_seconds(text):
     return tuple(map(float, found.groups())) if found else None
 
 
+def resent(text):
+    found = re.search(r"^-- resent: (\d+)", text, flags=re.M)
+    return int(found.group(1)) if found else 0
+
+
 def parse(program, text):
     sample = PARSERS[program](text)
-    return Sample(sample.value, dict(sample.details, cpu=cpu_seconds(text)))
+    return Sample(sample.value, dict(sample.details, cpu=cpu_seconds(text), resent=resent(text)))
 
 
 def read_logs(directory):
@@ -212,8 +218,10 @@ def cpu_hint(c, program):
     if None in times:
         return None
     user, system, elapsed = (statistics.median(t) for t in zip(*times))
-    return (f"{program} used {user:.2f} s of CPU in user mode and {system:.2f} s in the kernel "
+    hint = (f"{program} used {user:.2f} s of CPU in user mode and {system:.2f} s in the kernel "
             f"in {elapsed:.2f} s")
+    lost = statistics.median(s.details["resent"] for s in c.samples[program])
+    return hint + f"; Soft-RoCE lost something {lost:g} times" if lost else hint
 
 
 def hints(c):

@@ -45,11 +45,22 @@ serve() {
 
 # ---- guest 2 ----
 
+# The network may lose packets of the first try.
+connect_nvme() {
+	local i
+	for ((i = 0; i < 5; i++)); do
+		! nvme connect --transport rdma --traddr 192.168.77.1 --trsvcid 4420 --nqn swap \
+			--nr-io-queues 1 --queue-size 32 --reconnect-delay 1 --keep-alive-tmo 60 \
+			--hostnqn "nqn.2014-08.org.nvmexpress:uuid:$UUID" --hostid "$UUID" || return 0
+		sleep 1
+	done
+	echo "compare: nvme cannot connect to guest 1; is nvmet-rdma in this kernel?"
+	return 1
+}
+
 connect_swaps() {
 	modprobe -a nvme_rdma nbd
-	nvme connect --transport rdma --traddr 192.168.77.1 --trsvcid 4420 --nqn swap \
-		--nr-io-queues 1 --queue-size 32 --reconnect-delay 1 --keep-alive-tmo 60 \
-		--hostnqn "nqn.2014-08.org.nvmexpress:uuid:$UUID" --hostid "$UUID"
+	connect_nvme
 	nbd-client -N '' 192.168.77.1 10809 /dev/nbd0
 	nvme_device=$(echo /dev/nvme?n1)
 	[[ -b $nvme_device && -b /dev/nbd0 ]] || {

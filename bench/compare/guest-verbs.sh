@@ -39,13 +39,24 @@ serve() {
 	done
 }
 
+# one PAIR MEASURE PROGRAM
 # shellcheck disable=SC2086 # split into words
+one() {
+	if [[ $3 == smemv ]]; then
+		smemv "verbs-$2" "$1" ${smemv_of[$2]}
+	else
+		perftest "verbs-$2" "$1" perftest ${perftest_of[$2]}
+	fi
+}
+
+# Who is first changes from pair to pair.
 measure() {
-	local pair measure
+	local pair measure order
 	for ((pair = 1; pair <= pairs; pair++)); do
+		order=(smemv perftest smemv)
 		for measure in "${measures[@]}"; do
-			smemv "verbs-$measure" "$pair" ${smemv_of[$measure]}
-			perftest "verbs-$measure" "$pair" perftest ${perftest_of[$measure]}
+			one "$pair" "$measure" "${order[pair % 2]}"
+			one "$pair" "$measure" "${order[pair % 2 + 1]}"
 		done
 	done
 }

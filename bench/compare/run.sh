@@ -9,10 +9,18 @@ RUN_CONNECTS=40
 # shellcheck disable=SC2034 # the shell's own
 TIMEFORMAT='-- cpu: %U user %S system %R elapsed'
 
+# How often Soft-RoCE had to ask again for what was lost; nothing outside the lab.
+resent() {
+	local counters=/sys/class/infiniband/rxe0/ports/1/hw_counters
+	[[ ! -e $counters/completer_retry_err ]] ||
+		echo $(($(<"$counters/completer_retry_err") + $(<"$counters/rcvd_seq_err")))
+}
+
 # run_once COMMAND...: its output to $work/output, in a directory of the sourcing script's. A server of perftest serves one client; the next one
 # may not listen yet.
 run_once() {
-	local i status
+	local i status before
+	before=$(resent)
 	for ((i = 0; i < RUN_CONNECTS; i++)); do
 		status=0
 		{ time timeout "$RUN_TIMEOUT" "$@"; } >"$work/output" 2>&1 || status=$?
@@ -20,6 +28,7 @@ run_once() {
 		grep -q "^Couldn't connect" "$work/output" || break
 		sleep 0.25
 	done
+	[[ -z $before ]] || echo "-- resent: $(($(resent) - before))" >>"$work/output"
 	return "$status"
 }
 

@@ -37,6 +37,9 @@ class Parsers(unittest.TestCase):
     def test_read_latency_of_perftest_is_the_typical_one(self):
         self.check("perftest", "ib_read_lat", 1947.14)
 
+    def test_read_latency_of_perftest_without_a_standard_deviation(self):
+        self.check("perftest", "ib_read_lat-nan", 2120.22)
+
     def test_write_bandwidth_of_perftest_is_the_average(self):
         self.check("perftest", "ib_write_bw", 27.83)
 
@@ -69,6 +72,10 @@ class Parsers(unittest.TestCase):
     def test_cpu_time(self):
         self.assertEqual(len(compare.cpu_seconds(sample("ib_write_bw"))), 3)
         self.assertIsNone(compare.cpu_seconds("nothing"))
+
+    def test_losses(self):
+        self.assertEqual(compare.resent("-- cpu: 1 user\n-- resent: 12\n"), 12)
+        self.assertEqual(compare.resent(sample("ib_write_bw")), 0)
 
     def test_what_is_no_result_is_said_so(self):
         for program in compare.PARSERS:
@@ -121,7 +128,7 @@ class Report(unittest.TestCase):
         for goal in compare.GOALS:
             if not goal.relation:
                 continue
-            one = compare.Sample(1.0, {"cpu": None})
+            one = compare.Sample(1.0, {"cpu": None, "resent": 0})
             programs = {p: dict.fromkeys(range(7), one) for p in ("smemv", *goal.references)}
             c = compare.Comparison(goal, programs)
             c.ratio = goal.goal
