@@ -17,16 +17,16 @@ READ_DEPTH=4
 declare -A perftest_of=(
 	[read-latency-poll]="ib_read_lat -p 20001 -s 4096 -n 1000"
 	[read-latency-events]="ib_read_lat -p 20002 -s 4096 -n 1000 -e"
-	[write-poll]="ib_write_bw -p 20003 -s 4096 -n 10000 -t 128"
-	[read-poll]="ib_read_bw -p 20004 -s 65536 -n 1000 -t $READ_DEPTH -o $READ_DEPTH -Q 1"
-	[read-events]="ib_read_bw -p 20005 -s 65536 -n 1000 -t $READ_DEPTH -o $READ_DEPTH -Q 1 -e"
+	[write-poll]="ib_write_bw -p 20003 -s 4096 -n 5000 -t 128"
+	[read-poll]="ib_read_bw -p 20004 -s 65536 -n 500 -t $READ_DEPTH -o $READ_DEPTH -Q 1"
+	[read-events]="ib_read_bw -p 20005 -s 65536 -n 500 -t $READ_DEPTH -o $READ_DEPTH -Q 1 -e"
 )
 declare -A smemv_of=(
 	[read-latency-poll]="latency --size 4K --iterations 1000 --poll"
 	[read-latency-events]="latency --size 4K --iterations 1000 --events"
-	[write-poll]="bandwidth --op write --size 4K --iterations 10000 --depth 128 --poll"
-	[read-poll]="bandwidth --op read --size 64K --iterations 1000 --depth $READ_DEPTH --poll"
-	[read-events]="bandwidth --op read --size 64K --iterations 1000 --depth $READ_DEPTH --events"
+	[write-poll]="bandwidth --op write --size 4K --iterations 5000 --depth 128 --poll"
+	[read-poll]="bandwidth --op read --size 64K --iterations 500 --depth $READ_DEPTH --poll"
+	[read-events]="bandwidth --op read --size 64K --iterations 500 --depth $READ_DEPTH --events"
 )
 measures=(read-latency-poll read-latency-events write-poll read-poll read-events)
 
