@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# packages.sh build|demo|lab|test: installs what is missing of the Debian packages for that purpose.
+# packages.sh build|demo|lab|test|bench: installs what is missing of the packages for that purpose.
 # May be sourced as well: packages_install PURPOSE.
 
 PACKAGES_BUILD=(gcc libc6-dev cmake ninja-build pkg-config libgrpc-dev libprotobuf-c-dev
@@ -9,6 +9,7 @@ PACKAGES_BUILD=(gcc libc6-dev cmake ninja-build pkg-config libgrpc-dev libprotob
 PACKAGES_DEMO=("${PACKAGES_BUILD[@]}" qemu-system-x86 cpio gzip iproute2 procps util-linux python3 jq)
 PACKAGES_LAB=(qemu-system-x86 busybox-static cpio xz-utils kmod util-linux iproute2 ibverbs-providers
 	ibverbs-utils rdmacm-utils perftest)
+PACKAGES_BENCH=("${PACKAGES_LAB[@]}" sockperf iperf3 fio nvme-cli nbdkit nbd-client python3)
 PACKAGES_TEST=("${PACKAGES_DEMO[@]}" "${PACKAGES_LAB[@]}" libcriterion-dev)
 
 # packages_missing NAME...: those that are not installed, one per line.
@@ -56,7 +57,7 @@ packages_check_system() {
 	fi
 }
 
-# packages_install build|demo|lab|test
+# packages_install build|demo|lab|test|bench
 packages_install() {
 	local -a wanted missing
 	case ${1:-} in
@@ -64,8 +65,9 @@ packages_install() {
 	demo) wanted=("${PACKAGES_DEMO[@]}") ;;
 	lab) wanted=("${PACKAGES_LAB[@]}") ;;
 	test) wanted=("${PACKAGES_TEST[@]}") ;;
+	bench) wanted=("${PACKAGES_BENCH[@]}") ;;
 	*)
-		echo "usage: packages.sh build|demo|lab|test" >&2
+		echo "usage: packages.sh build|demo|lab|test|bench" >&2
 		return 2
 		;;
 	esac
