@@ -155,11 +155,9 @@ static bool is_listed(const char *list, const char *name)
 {
 	size_t len = strlen(name);
 
-	for (const char *p = list; p; p = strchr(p, ',')) {
-		p += *p == ',';
+	for (const char *p = list; *p; p += strcspn(p, ","), p += *p == ',')
 		if (strncmp(p, name, len) == 0 && (p[len] == ',' || !p[len]))
 			return true;
-	}
 	return false;
 }
 
@@ -168,17 +166,22 @@ static bool is_automatic(const char *wish)
 	return strcmp(wish, "auto") == 0 || strchr(wish, ',');
 }
 
-bool smv_transport_wish_is_valid(const char *wish)
+static bool is_known(const char *name, size_t len)
 {
-	size_t nr = 1;
-
-	if (strcmp(wish, "auto") == 0)
-		return true;
-	for (const char *p = wish; (p = strchr(p, ',')); p++)
-		nr++;
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++)
-		nr -= is_listed(wish, preference[i]);
-	return nr == 0;
+		if (strlen(preference[i]) == len && strncmp(preference[i], name, len) == 0)
+			return true;
+	return false;
+}
+
+bool smv_transport_wish_is_valid(const char *names)
+{
+	if (strcmp(names, "auto") == 0)
+		return true;
+	for (const char *p = names; *p; p += strcspn(p, ","), p += *p == ',')
+		if (!is_known(p, strcspn(p, ",")))
+			return false;
+	return names[0];
 }
 
 void smv_transport_narrow(struct smv_transport_wish *wish,

@@ -544,8 +544,7 @@ static int client_arm(struct smv_conn *conn, short *fd_events, int *timeout_ms)
 		return 1;
 	smv_verbs_qp_arm(&c->q);
 	collect(c);
-	look_at_cm(c);
-	now = smv_now_ns();
+	now = smv_now_ns(); /* events of rdma_cm wake by themselves, and client_poll() takes them */
 	look_at_clock(c, now);
 	if (c->error)
 		fail(c);
