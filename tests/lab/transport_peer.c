@@ -26,9 +26,10 @@
 #define PAGE 4096u
 #define TIMEOUT_MS 3000u
 #define OUTAGE "8" /* seconds */
+#define OUTAGE_MS 8000
 
 /* What the client may tell the server; from ASK on: send a word of struct facts. */
-enum command { STOP = 1, LOSE_PACKETS, DIE, ASK = 0x100 };
+enum command { STOP = 1, UNPLUG, DIE, ASK = 0x100 };
 
 struct facts {
 	uint64_t rkey, addr, foreign_rkey, foreign_addr, counter_addr;
@@ -83,12 +84,10 @@ static void run(const char *command)
 	check(system(command) == 0);
 }
 
-/* Nothing leaves this host for a while. Not by "ip link set down": a connection manager's message
- * that meets this puts Soft-RoCE's QP 1 into its error state (Linux 6.12), for good. */
-static void lose_packets(void)
+/* The cable of this host is out for a while. */
+static void unplug(void)
 {
-	run("(modprobe sch_netem; tc qdisc add dev eth0 root netem loss 100%; sleep " OUTAGE
-	    "; tc qdisc del dev eth0 root) &");
+	run("cable out " OUTAGE " &");
 }
 
 static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t imm)
@@ -104,8 +103,8 @@ static void on_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t
 		run(command);
 		kill(getpid(), SIGSTOP);
 		break;
-	case LOSE_PACKETS:
-		lose_packets();
+	case UNPLUG:
+		unplug();
 		break;
 	case DIE:
 		kill(getpid(), SIGKILL);
@@ -217,7 +216,7 @@ static void hang_up(struct client *c)
 /* Connect as long as the server or the way to it is away. */
 static void connect_again(struct client *c, const char *ticket)
 {
-	uint64_t until = now_ms() + 20000;
+	uint64_t until = now_ms() + 30000;
 
 	hang_up(c);
 	while (try_connect(c, &address, ticket) < 0) {
@@ -364,17 +363,24 @@ static void lose(struct client *c, enum command how, bool idle)
 	check(idle || status == -ETIMEDOUT || status == -ECONNRESET);
 }
 
-/* The end of all connections of this host, as said above. */
-static void lose_own_link(struct client *c)
+/* Its own cable: the device says so, busy or idle. When it is back, so are connections. */
+static void lose_own_link(struct client *c, bool idle)
 {
 	uint64_t start;
 
 	connect_again(c, "writer");
+	check(read_at(c, 0, 0, PAGE) == 0);
 	start = now_ms();
-	run("ip link set eth0 down");
-	wait_for_failure(c);
+	unplug();
+	if (idle)
+		wait_for_failure(c);
+	else
+		read_until_failure(c);
 	printf("  noticed after %u ms\n", (unsigned int)(now_ms() - start));
 	check(now_ms() - start < TIMEOUT_MS);
+	connect_again(c, "writer");
+	check(now_ms() - start >= OUTAGE_MS);
+	verify(c);
 }
 
 static int judge(void)
@@ -408,12 +414,14 @@ static int judge(void)
 		step("reads while the server is stopped");
 		server_stops(&c);
 	}
-	step("the server's packets are lost, busy");
-	lose(&c, LOSE_PACKETS, false);
-	smv_sleep_ms(4000);
-	step("the server's packets are lost, idle");
-	lose(&c, LOSE_PACKETS, true);
-	smv_sleep_ms(4000);
+	step("the server's cable is out, busy");
+	lose(&c, UNPLUG, false);
+	connect_again(&c, "writer");
+	verify(&c);
+	step("the server's cable is out, idle");
+	lose(&c, UNPLUG, true);
+	connect_again(&c, "writer");
+	verify(&c);
 	step("the server is killed, busy");
 	lose(&c, DIE, false);
 	step("the server is killed, idle");
@@ -421,8 +429,10 @@ static int judge(void)
 	step("and is as good as new afterwards");
 	connect_again(&c, "writer");
 	verify(&c);
-	step("the own link goes down");
-	lose_own_link(&c);
+	step("the own cable is out, busy");
+	lose_own_link(&c, false);
+	step("the own cable is out, idle");
+	lose_own_link(&c, true);
 	hang_up(&c);
 	smv_region_deregister(c.region);
 	smv_domain_destroy(c.domain);
