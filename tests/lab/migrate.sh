@@ -125,6 +125,11 @@ is() {
 	}
 }
 
+# holds EXPRESSION
+holds() {
+	jq -ne "$1" >/dev/null
+}
+
 # rose GUEST COUNTER FROM TO BYTES: that many packets at least as the bytes need at the path's MTU.
 rose() {
 	local packets need mtu
@@ -175,9 +180,9 @@ judge() {
 		'.page_ins > 0 and .evictions > 0 and .pages_lost == 0 and .trouble == ""'
 	check "the VM stays within its budget" is 2 stats.stopped ".resident_bytes <= $((VM_BUDGET_KIB * 1024))"
 	check "pages are paged in by RDMA" pages_sent begin stopped
-	check "both memserverds were stopped all the while" jq -ne "$(fact 3 stopped) and $(fact 4 stopped)" >/dev/null
-	check "page-ins complete while they are" jq -ne \
-		"($(fact 2 stats.observed).page_ins // 0) > ($(fact 2 stats.stopped).page_ins // 0)" >/dev/null
+	check "both memserverds were stopped all the while" holds "$(fact 3 stopped) and $(fact 4 stopped)"
+	check "page-ins complete while they are" holds \
+		"($(fact 2 stats.observed).page_ins // 0) > ($(fact 2 stats.stopped).page_ins // 0)"
 	check "and by RDMA" pages_sent stopped observed
 	check "the VM goes on verifying while they are" is 2 verified '.after > .before'
 	check "there was no mismatch at all" test "$(fact 2 mismatches)" = 0
