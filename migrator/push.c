@@ -575,9 +575,10 @@ int smv_push_pages(struct smv_push *p, const struct smv_pageset *set,
 			progress(ctx, nr_done);
 		page = smv_pageset_next(set, end);
 	}
-	if ((r = flush_cold(p, err)) < 0 || (r = flush_hot(p, err)) < 0)
+	if ((r = flush_cold(p, err)) < 0 || (r = flush_hot(p, err)) < 0 || (r = wait_all(p, err)) < 0)
 		return r;
-	return wait_all(p, err);
+	/* A page that is ZERO may be sent by the ring in the next round, which overtakes reports. */
+	return smv_dest_flush(p->dest, err);
 }
 
 int smv_push_declare_zero(

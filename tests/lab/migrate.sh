@@ -1,0 +1,209 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# A whole split migration over verbs, between four lab guests: source, main host, two sub-hosts. The VM
+# is a QEMU inside a lab guest; it boots outside, where that takes seconds, and goes on inside from its
+# saved state. One line per check; exit status 1 if any failed. Two to three minutes.
+#
+# SMEMV_BIN: the build (build/debug). SMEMV_RESULTS: a file that gets a line "pass NAME" or "fail NAME"
+# per check. SMEMV_E2E_LOGS: where the logs are kept if anything fails.
+set -euo pipefail
+
+here=$(dirname "$(readlink -f "$0")")
+source_dir=$(dirname "$(dirname "$here")")
+: "${SMEMV_BIN:=$source_dir/build/debug}" "${SMEMV_RESULTS:=/dev/null}" "${SMEMV_E2E_LOGS:=}"
+SMEMV_BIN=$(realpath "$SMEMV_BIN")
+# shellcheck source=migrate/vm.sh
+. "$here/migrate/vm.sh"
+work=$(mktemp -d /tmp/smemv-lab-migrate.XXXXXX)
+qemu='' failed=0
+
+# shellcheck disable=SC2317 # called by a trap
+finish() {
+	local status=$?
+	[[ -z $qemu ]] || kill -KILL "$qemu" 2>/dev/null || :
+	((status == 0)) || keep_logs
+	rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+keep_logs() {
+	[[ -n $SMEMV_E2E_LOGS ]] || return 0
+	mkdir -p "$SMEMV_E2E_LOGS/lab-migrate"
+	cp "$work"/*.log "$work"/*.console "$SMEMV_E2E_LOGS/lab-migrate/" 2>/dev/null || :
+}
+
+step() {
+	echo "[$SECONDS s] $*"
+}
+
+# check WHAT COMMAND...
+check() {
+	local word=pass
+	"${@:2}" || word=fail
+	echo "$word lab-migrate: $1" | tee -a "$SMEMV_RESULTS"
+	[[ $word == pass ]] || failed=1
+}
+
+# ---- the VM, saved ----
+
+qmp() {
+	python3 "$here/../e2e/qmp.py" "$work/qmp" "$@"
+}
+
+# wait_for SECONDS WHAT COMMAND...
+wait_for() {
+	local end=$((SECONDS + $1)) what=$2
+	until "${@:3}"; do
+		((SECONDS < end)) || {
+			echo "lab-migrate: $what: not within $1 s" >&2
+			tail -n 20 "$work"/*.console >&2
+			return 1
+		}
+		sleep 0.1
+	done
+}
+
+saved() {
+	[[ $(qmp query-migrate | jq -r .status) == completed ]]
+}
+
+# save FILE: boots the VM and saves its state, RAM included, as soon as it works.
+save() {
+	vm_command "$VM_KERNEL" "$VM_INITRD" memory-backend-ram
+	"${VM_COMMAND[@]}" -serial "file:$work/vm.console" -qmp "unix:$work/qmp,server=on,wait=off" \
+		</dev/null >"$work/vm.log" 2>&1 &
+	qemu=$!
+	wait_for 60 "the VM's boot" grep -qs "HB n=2 " "$work/vm.console"
+	qmp stop >/dev/null
+	qmp migrate "{\"uri\": \"exec:cat > '$1.new'\"}" >/dev/null
+	wait_for 60 "the VM's state" saved
+	qmp quit >/dev/null
+	wait "$qemu"
+	qemu=''
+	mv "$1.new" "$1"
+}
+
+# prepare: sets VM_KERNEL, VM_INITRD and VM_STATE, which are kept in the build directory.
+prepare() {
+	local cache=$SMEMV_BIN/lab-migrate key
+	VM_KERNEL=$("$source_dir/deploy/guest/kernel.sh")
+	"$source_dir/deploy/guest/build.sh" "$cache"
+	VM_INITRD=$cache/initramfs.gz
+	key=$(cat "$VM_KERNEL" "$VM_INITRD" "$here/migrate/vm.sh" <(qemu-system-x86_64 --version) |
+		sha256sum | cut -c 1-16)
+	VM_STATE=$cache/state-$key
+	if [[ ! -e $VM_STATE ]]; then
+		rm -f "$cache"/state-*
+		save "$VM_STATE"
+		step "the VM has booted and is saved"
+	fi
+	# What the sub-hosts lend together: VM - budget + a slack of 64 MiB, in extents of 2 MiB; see
+	# docs/architecture.md.
+	printf '%s=%q\n' SMEMV_BIN "$SMEMV_BIN" VM_KERNEL "$VM_KERNEL" VM_INITRD "$VM_INITRD" \
+		VM_STATE "$VM_STATE" \
+		SUB_HOST_MIB "$(((VM_MIB - VM_BUDGET_KIB / 1024 + 64 + 3) / 4 * 2))" >"$work/environment"
+}
+
+# ---- what the guests found out ----
+
+# fact GUEST NAME: as JSON; null if the guest did not come to it.
+fact() {
+	local value
+	value=$(sed -n "s/^fact $2 //p" "$work/$1.log" | tail -n 1)
+	echo "${value:-null}"
+}
+
+# is GUEST NAME EXPRESSION: jq says that it is true of the fact.
+is() {
+	local value
+	value=$(fact "$1" "$2")
+	jq -e "$3" <<<"$value" >/dev/null || {
+		echo "guest $1: $2: not ($3): $value" >&2
+		return 1
+	}
+}
+
+# holds EXPRESSION
+holds() {
+	jq -ne "$1" >/dev/null
+}
+
+# rose GUEST COUNTER FROM TO BYTES: that many packets at least as the bytes need at the path's MTU.
+rose() {
+	local packets need mtu
+	mtu=$(fact "$1" mtu)
+	packets=$(jq -n "($(fact "$1" "packets.$4").$2 // 0) - ($(fact "$1" "packets.$3").$2 // 0)")
+	need=$((($5 + mtu - 1) / mtu))
+	echo "     guest $1 $2 $packets packets from '$3' to '$4'; $5 bytes need $need"
+	((need > 0 && packets >= need))
+}
+
+# Guest 3 is the first sub-host, guest 4 the second.
+sub_hosts_received() {
+	local id
+	for id in 3 4; do
+		rose "$id" received begin migrated "$(fact 1 result | jq ".sub_hosts[$id - 3].bytes // 0")" || return
+	done
+}
+
+# pages_sent FROM TO: the sub-hosts together sent what the pager says that it read.
+pages_sent() {
+	local bytes sent
+	bytes=$(jq -n "($(fact 2 "stats.$2").bytes_read // 0) - ($(fact 2 "stats.$1").bytes_read // 0)")
+	sent=$(jq -n "[$(fact 3 "packets.$2").sent // 0, -($(fact 3 "packets.$1").sent // 0),
+		$(fact 4 "packets.$2").sent // 0, -($(fact 4 "packets.$1").sent // 0)] | add")
+	echo "     the pager read $bytes bytes from '$1' to '$2'; the sub-hosts sent $sent packets"
+	((bytes > 0 && sent >= bytes / $(fact 3 mtu)))
+}
+
+judge() {
+	local id budget_pages=$((VM_BUDGET_KIB / 4))
+	check "every guest comes to its end" test "$lab_status" -eq 0
+	check "the migration completes" is 1 result '.status == "completed" and .committed and .error == null'
+	check "hot + cold + zero = total = the VM's RAM" is 1 result \
+		".pages | .hot + .cold + .zero == .total and .total == $((VM_MIB * 256))"
+	check "hot pages fit the budget, and both sub-hosts got cold ones" is 1 result \
+		".pages.hot <= $budget_pages and .pages.hot > 0 and (.sub_hosts | length == 2 and all(.bytes > 0))"
+	check "smemv-migrate took verbs" is 1 result '.transport == "verbs"'
+	check "the pager took verbs" is 2 stats.stopped '.transport == "verbs"'
+	for id in 3 4; do
+		check "sub-host $id offers nothing but verbs" is "$id" listens 'startswith("verbs:")'
+	done
+	check "the cold pages came to the sub-hosts by RDMA" sub_hosts_received
+	check "the hot pages came to the main host by RDMA" rose 2 received begin migrated \
+		"$(fact 1 result | jq '.bytes.to_main // 0')"
+	check "the VM has swept all its memory at the main host" is 2 sweeps \
+		"length >= 2 and (.[1] | test(\"pages=$((VM_TEST_MIB * 256)) mismatches=0\"))"
+	check "pages were paged in and evicted, none is lost" is 2 stats.stopped \
+		'.page_ins > 0 and .evictions > 0 and .pages_lost == 0 and .trouble == ""'
+	check "the VM stays within its budget" is 2 stats.stopped ".resident_bytes <= $((VM_BUDGET_KIB * 1024))"
+	check "pages are paged in by RDMA" pages_sent begin stopped
+	check "both memserverds were stopped all the while" holds "$(fact 3 stopped) and $(fact 4 stopped)"
+	check "page-ins complete while they are" holds \
+		"($(fact 2 stats.observed).page_ins // 0) > ($(fact 2 stats.stopped).page_ins // 0)"
+	check "and by RDMA" pages_sent stopped observed
+	check "the VM goes on verifying while they are" is 2 verified '.after > .before'
+	check "there was no mismatch at all" test "$(fact 2 mismatches)" = 0
+	check "the leases are returned and the daemons end" \
+		test "$(fact 2 status.pagerd) $(fact 3 status.memserverd) $(fact 4 status.memserverd)" = "0 0 0"
+	check "no sanitizer complains" no_sanitizer_complains
+}
+
+no_sanitizer_complains() {
+	! grep -E '(Address|Leak|Thread)Sanitizer|runtime error:' "$work"/*.log
+}
+
+prepare
+lab_status=0
+guest="'$here/migrate"
+"$here/lab.sh" --memory 640 --timeout 420 --output "$work" \
+	--cmd 1 "$guest/source.sh' '$work'" --cmd 2 "$guest/main_host.sh' '$work'" \
+	--cmd 3 "$guest/sub_host.sh' '$work'" --cmd 4 "$guest/sub_host.sh' '$work'" || lab_status=$?
+step "the lab has ended: status $lab_status"
+grep "^\[.* s\] " "$work"/[1-4].log | sed "s|^$work/|     guest |" || :
+fact 1 result | jq -c '{total_time_ms, setup_time_ms, downtime_ms, rounds, pages, bytes}'
+fact 2 stats.stopped | jq -c '{page_ins, evictions, evictions_clean, fault_latency_us}'
+judge
+exit "$failed"
