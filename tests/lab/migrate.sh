@@ -166,7 +166,8 @@ judge() {
 		".pages | .hot + .cold + .zero == .total and .total == $((VM_MIB * 256))"
 	check "hot pages fit the budget, and both sub-hosts got cold ones" is 1 result \
 		".pages.hot <= $budget_pages and .pages.hot > 0 and (.sub_hosts | length == 2 and all(.bytes > 0))"
-	check "smemv-migrate took verbs" is 1 result '.transport == "verbs"'
+	check "smemv-migrate took verbs, by itself" is 1 result \
+		'.transport == "verbs" and (.transport_reason | startswith("verbs: all hosts can"))'
 	check "the pager took verbs" is 2 stats.stopped '.transport == "verbs"'
 	for id in 3 4; do
 		check "sub-host $id offers nothing but verbs" is "$id" listens 'startswith("verbs:")'

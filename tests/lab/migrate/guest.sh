@@ -83,9 +83,8 @@ packets() {
 	fact "packets.$1" "{\"received\": $(<"$COUNTERS/rcvd_pkts"), \"sent\": $(<"$COUNTERS/sent_pkts")}"
 }
 
-# Most of Soft-RoCE's work is per packet: 4096 bytes in each instead of 1024.
-larger_packets() {
-	ip link set eth0 mtu 4500
+# payload_of_a_packet: as a fact, at most.
+payload_of_a_packet() {
 	fact mtu "$(ibv_devinfo -d rxe0 | awk '$1 == "active_mtu:" { print $2 }')"
 }
 

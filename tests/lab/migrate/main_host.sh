@@ -16,7 +16,7 @@ swept() {
 	(($(grep -ac "SWEEP n=" "$LOGS/vm") >= 2))
 }
 
-larger_packets
+payload_of_a_packet
 packets begin
 begin pagerd "$SMEMV_BIN/pagerd/smemv-pagerd" --listen "$pager" --listen "$LAB_IP:7000" \
 	--data "verbs:$LAB_IP:7001" --insecure --log-level debug

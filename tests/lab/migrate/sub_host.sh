@@ -8,13 +8,14 @@ stopped() {
 	grep -q "^State:.T" "/proc/${PID[memserverd]}/status"
 }
 
-larger_packets
+payload_of_a_packet
 packets begin
 # Soft-RoCE registers huge pages many times as fast as small ones.
-mkdir /run/huge
-mount -t tmpfs -o huge=always none /run/huge
+echo "$((SUB_HOST_MIB / 2))" >/proc/sys/vm/nr_hugepages
+mkdir -p /dev/hugepages
+mount -t hugetlbfs none /dev/hugepages
 begin memserverd "$SMEMV_BIN/memserver/memserverd" --name "sub$LAB_ID" --memory "${SUB_HOST_MIB}M" \
-	--listen "$LAB_IP:7000" --data "verbs:$LAB_IP:7001" --state-dir /run/huge --insecure --log-level debug
+	--listen "$LAB_IP:7000" --data "verbs:$LAB_IP:7001" --hugepages --insecure --log-level debug
 wait_for 60 "memserverd is ready" says memserverd ready:
 fact listens "$(jq -R 'capture("ready: .*, data (?<data>.*)").data' < <(grep ready: "$LOGS/memserverd"))"
 meet ready
