@@ -199,7 +199,7 @@ void smv_transport_narrow(struct smv_transport_wish *wish,
 			continue;
 		if (fits(ctx, name, why, sizeof(why)))
 			n += (size_t)snprintf(list + n, sizeof(list) - n, "%s,", name);
-		else if (!wish->why[0])
+		else if (n == 0 && !wish->why[0])
 			memcpy(wish->why, why, sizeof(why));
 	}
 	/* With a comma at its end even a single name stays a list: nobody asked for it. */
@@ -220,8 +220,8 @@ int smv_transport_choose(const struct smv_transport_wish *wish, struct smv_trans
 			continue;
 		if (suits_all(preference[i], peers, nr_peers, t, why, sizeof(why))) {
 			snprintf(reason, reason_len, "%s: %s", preference[i],
-				first_why[0] ? first_why
-					     : "all hosts can use it and it leads to them");
+				i && first_why[0] ? first_why
+						  : "all hosts can use it and it leads to them");
 			return 0;
 		}
 		if (!first_why[0])

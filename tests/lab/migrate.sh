@@ -159,7 +159,7 @@ pages_sent() {
 }
 
 judge() {
-	local id budget_pages=$((VM_BUDGET_KIB / 4))
+	local budget_pages=$((VM_BUDGET_KIB / 4))
 	check "every guest comes to its end" test "$lab_status" -eq 0
 	check "the migration completes" is 1 result '.status == "completed" and .committed and .error == null'
 	check "hot + cold + zero = total = the VM's RAM" is 1 result \
@@ -169,9 +169,6 @@ judge() {
 	check "smemv-migrate took verbs, by itself" is 1 result \
 		'.transport == "verbs" and (.transport_reason | startswith("verbs: all hosts can"))'
 	check "the pager took verbs" is 2 stats.stopped '.transport == "verbs"'
-	for id in 3 4; do
-		check "sub-host $id offers nothing but verbs" is "$id" listens 'startswith("verbs:")'
-	done
 	check "the cold pages came to the sub-hosts by RDMA" sub_hosts_received
 	check "the hot pages came to the main host by RDMA" rose 2 received begin migrated \
 		"$(fact 1 result | jq '.bytes.to_main // 0')"

@@ -1040,7 +1040,7 @@ Test(choose, narrows_only_what_is_automatic)
 
 	smv_transport_narrow(&wish, fits_tcp, NULL);
 	cr_assert_str_eq(wish.names, "tcp,");
-	cr_assert_str_eq(wish.why, "verbs is not wanted");
+	cr_assert_str_eq(wish.why, "verbs is not wanted"); /* and nothing of what would be worse */
 	smv_transport_narrow(&wish, fits_tcp, NULL);
 	cr_assert_str_eq(wish.names, "tcp,");
 	smv_transport_narrow(&named, fits_tcp, NULL);

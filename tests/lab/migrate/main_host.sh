@@ -19,7 +19,7 @@ swept() {
 payload_of_a_packet
 packets begin
 begin pagerd "$SMEMV_BIN/pagerd/smemv-pagerd" --listen "$pager" --listen "$LAB_IP:7000" \
-	--data "verbs:$LAB_IP:7001" --insecure --log-level debug
+	--data "tcp:$LAB_IP:7001" --data "verbs:$LAB_IP:7002" --insecure --log-level debug
 wait_for 60 "the pager is ready" says pagerd ready:
 start_vm --pager "$pager" --
 wait_for 60 "the destination is registered" says vm "is registered"
