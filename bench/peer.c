@@ -18,7 +18,8 @@ int smv_bench_link_open(struct smv_bench_link *link, const struct smv_bench_peer
 {
 	const struct smv_conn_options options = {.depth = depth,
 		.timeout_ms = REQUEST_TIMEOUT_MS,
-		.connect_timeout_ms = ANSWER_TIMEOUT_MS};
+		.connect_timeout_ms = ANSWER_TIMEOUT_MS,
+		.events_only = peer->events_only};
 	int r;
 
 	*link = (struct smv_bench_link){.bytes = buffer_bytes};
@@ -108,7 +109,8 @@ int smv_bench_peer_open(struct smv_bench_peer *peer, const struct smv_bench_opti
 	char why[200], have[32], need[32];
 	int r = 0;
 
-	*peer = (struct smv_bench_peer){.transport = o->transport, .addr = o->addr};
+	*peer = (struct smv_bench_peer){
+		.transport = o->transport, .addr = o->addr, .events_only = o->events};
 	if (!smv_transport_available(o->transport, why, sizeof(why)))
 		return smv_fail(err, SMV_UNAVAILABLE, "no-transport", NULL,
 			"transport %s cannot be used here: %s", smv_transport_name(o->transport),

@@ -11,6 +11,7 @@ struct smv_bench_peer {
 	struct smv_addr addr;
 	struct smv_region_info info; /* of its memory */
 	uint64_t size_bytes;
+	bool events_only; /* of links that are opened from now on: they sleep, and never poll on */
 	struct smv_bench_server own; /* where the server is in this process */
 };
 
