@@ -5,18 +5,21 @@ set -euo pipefail
 
 usage() {
 	cat <<-'EOF'
-		usage: tests/run.sh [--no-install] [--only unit|e2e|NAME]
+		usage: tests/run.sh [--no-install] [--only unit|e2e|lab|NAME]
 
 		Builds with gcc, and again with ASan and UBSan, runs the unit tests of both, then the end-to-end
-		tests: real QEMU guests that are split-migrated between namespaces on this machine.
+		tests: real QEMU guests that are split-migrated between namespaces on this machine; then the
+		tests of RDMA, in emulated guests with Soft-RoCE. Takes a quarter of an hour.
 		Needs Debian 12 or newer, Linux 6.7 or later, and root.
 
 		  --no-install   do not install packages
-		  --only WHAT    only the unit tests, only the end-to-end tests, or one of these by its name:
-		                 migrate, verify, negative, kill, refuse
+		  --only WHAT    only the unit tests, the end-to-end tests or those in the lab, or one of these:
+		                 migrate, verify, negative, kill, refuse,
+		                 lab-selftest, lab-transport, lab-smemv, lab-migrate
 		  --help         this text
 
 		Exit status: 0 all passed, 1 a test failed or could not run, 2 bad usage.
+		A test that is skipped and not listed in tests/skips fails, too.
 		SMEMV_E2E_LOGS=DIR keeps the logs of end-to-end tests that fail (default: build/e2e-logs).
 	EOF
 }
@@ -36,7 +39,9 @@ while (($#)); do
 	esac
 	shift
 done
-[[ $only =~ ^(all|unit|e2e)$ || -x $source_dir/tests/e2e/$only.sh ]] ||
+script=$source_dir/tests/e2e/$only.sh
+[[ $only != lab-* ]] || script=$source_dir/tests/lab/${only#lab-}.sh
+[[ $only =~ ^(all|unit|e2e|lab)$ || ($only != lib && -x $script) ]] ||
 	{ echo "tests/run.sh: there is no test '$only'" >&2; exit 2; }
 
 cd "$source_dir"
@@ -92,6 +97,17 @@ e2e() {
 	echo "   $((SECONDS - start)) s"
 }
 
+# lab NAME
+lab() {
+	local start=$SECONDS
+	echo "== lab: $1"
+	if ! SMEMV_BIN=$source_dir/build/debug "tests/lab/$1.sh"; then
+		echo "   $1 failed; logs in $SMEMV_E2E_LOGS/lab-$1"
+		grep -q '^fail lab' "$results" || echo "fail lab-$1: it did not come to its end" >>"$results"
+	fi
+	echo "   $((SECONDS - start)) s"
+}
+
 status=0
 if [[ $only == all || $only == unit ]]; then
 	{ build debug && unit debug; } || status=1
@@ -108,7 +124,16 @@ if ((status == 0)); then
 		[[ $name != verify ]] || preset=asan
 		e2e "$name" "$preset"
 	done
+	for name in selftest transport smemv migrate; do
+		[[ $only == all || $only == lab || $only == "lab-$name" ]] || continue
+		lab "$name"
+	done
 fi
+
+# Only what is known to be impossible in some places may be left out.
+while read -r name; do
+	grep -qxF -e "$name" tests/skips || echo "fail not to be skipped: $name" >>"$results"
+done < <(sed -n 's/^skip //p' "$results")
 
 count() {
 	grep -c "^$1 " "$results" || :

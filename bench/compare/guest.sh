@@ -9,7 +9,7 @@ work=$(mktemp -d)
 address=verbs:192.168.77.1:7001
 # -m and -u: what smemv-bench's connections get here, too. Longer than the default, as Soft-RoCE begins
 # a long read anew when it is not answered in time.
-PERFTEST=(-d rxe0 -F -m 1024 -u 19)
+PERFTEST=(-d rxe0 -F -m 4096 -u 19)
 
 # serve_smemv SIZE
 serve_smemv() {

@@ -176,9 +176,9 @@ network() {
 	local id=$1
 	network=(-netdev "stream,id=n0,server=off,addr.type=unix,addr.path=$work/$id.net")
 	if ((guests == 1)); then
-		network=(-netdev user,id=n0,restrict=on)
+		network=(-netdev "user,id=n0,restrict=on")
 	elif ((id == 1)); then
-		network=(-netdev hubport,id=n0,hubid=0)
+		network=(-netdev "hubport,id=n0,hubid=0")
 		for ((id = 2; id <= guests; id++)); do
 			network+=(-netdev "stream,id=s$id,server=on,addr.type=unix,addr.path=$work/$id.net"
 				-netdev "hubport,id=h$id,hubid=0,netdev=s$id")

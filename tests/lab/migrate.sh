@@ -3,53 +3,30 @@
 # A whole split migration over verbs, between four lab guests: source, main host, two sub-hosts. The VM
 # is a QEMU inside a lab guest; it boots outside, where that takes seconds, and goes on inside from its
 # saved state. One line per check; exit status 1 if any failed. Two to three minutes.
-#
-# SMEMV_BIN: the build (build/debug). SMEMV_RESULTS: a file that gets a line "pass NAME" or "fail NAME"
-# per check. SMEMV_E2E_LOGS: where the logs are kept if anything fails.
 set -euo pipefail
 
-here=$(dirname "$(readlink -f "$0")")
-source_dir=$(dirname "$(dirname "$here")")
-: "${SMEMV_BIN:=$source_dir/build/debug}" "${SMEMV_RESULTS:=/dev/null}" "${SMEMV_E2E_LOGS:=}"
-SMEMV_BIN=$(realpath "$SMEMV_BIN")
+# shellcheck source=lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh" lab-migrate
 # shellcheck source=migrate/vm.sh
-. "$here/migrate/vm.sh"
-work=$(mktemp -d /tmp/smemv-lab-migrate.XXXXXX)
-qemu='' failed=0
+. "$lab_dir/migrate/vm.sh"
+qemu=''
 
+trap 'kill_vm; lab_finish' EXIT
 # shellcheck disable=SC2317 # called by a trap
-finish() {
+kill_vm() {
 	local status=$?
 	[[ -z $qemu ]] || kill -KILL "$qemu" 2>/dev/null || :
-	((status == 0)) || keep_logs
-	rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-keep_logs() {
-	[[ -n $SMEMV_E2E_LOGS ]] || return 0
-	mkdir -p "$SMEMV_E2E_LOGS/lab-migrate"
-	cp "$work"/*.log "$work"/*.console "$SMEMV_E2E_LOGS/lab-migrate/" 2>/dev/null || :
+	return "$status"
 }
 
 step() {
 	echo "[$SECONDS s] $*"
 }
 
-# check WHAT COMMAND...
-check() {
-	local word=pass
-	"${@:2}" || word=fail
-	echo "$word lab-migrate: $1" | tee -a "$SMEMV_RESULTS"
-	[[ $word == pass ]] || failed=1
-}
-
 # ---- the VM, saved ----
 
 qmp() {
-	python3 "$here/../e2e/qmp.py" "$work/qmp" "$@"
+	python3 "$lab_source/tests/e2e/qmp.py" "$work/qmp" "$@"
 }
 
 # wait_for SECONDS WHAT COMMAND...
@@ -88,10 +65,10 @@ save() {
 # prepare: sets VM_KERNEL, VM_INITRD and VM_STATE, which are kept in the build directory.
 prepare() {
 	local cache=$SMEMV_BIN/lab-migrate key
-	VM_KERNEL=$("$source_dir/deploy/guest/kernel.sh")
-	"$source_dir/deploy/guest/build.sh" "$cache"
+	VM_KERNEL=$("$lab_source/deploy/guest/kernel.sh")
+	"$lab_source/deploy/guest/build.sh" "$cache"
 	VM_INITRD=$cache/initramfs.gz
-	key=$(cat "$VM_KERNEL" "$VM_INITRD" "$here/migrate/vm.sh" <(qemu-system-x86_64 --version) |
+	key=$(cat "$VM_KERNEL" "$VM_INITRD" "$lab_dir/migrate/vm.sh" <(qemu-system-x86_64 --version) |
 		sha256sum | cut -c 1-16)
 	VM_STATE=$cache/state-$key
 	if [[ ! -e $VM_STATE ]]; then
@@ -108,13 +85,6 @@ prepare() {
 
 # ---- what the guests found out ----
 
-# fact GUEST NAME: as JSON; null if the guest did not come to it.
-fact() {
-	local value
-	value=$(sed -n "s/^fact $2 //p" "$work/$1.log" | tail -n 1)
-	echo "${value:-null}"
-}
-
 # is GUEST NAME EXPRESSION: jq says that it is true of the fact.
 is() {
 	local value
@@ -123,11 +93,6 @@ is() {
 		echo "guest $1: $2: not ($3): $value" >&2
 		return 1
 	}
-}
-
-# holds EXPRESSION
-holds() {
-	jq -ne "$1" >/dev/null
 }
 
 # rose GUEST COUNTER FROM TO BYTES: that many packets at least as the bytes need at the path's MTU.
@@ -189,14 +154,10 @@ judge() {
 	check "no sanitizer complains" no_sanitizer_complains
 }
 
-no_sanitizer_complains() {
-	! grep -E '(Address|Leak|Thread)Sanitizer|runtime error:' "$work"/*.log
-}
-
 prepare
 lab_status=0
-guest="'$here/migrate"
-"$here/lab.sh" --memory 640 --timeout 420 --output "$work" \
+guest="'$lab_dir/migrate"
+"$lab_dir/lab.sh" --memory 640 --timeout 420 --output "$work" \
 	--cmd 1 "$guest/source.sh' '$work'" --cmd 2 "$guest/main_host.sh' '$work'" \
 	--cmd 3 "$guest/sub_host.sh' '$work'" --cmd 4 "$guest/sub_host.sh' '$work'" || lab_status=$?
 step "the lab has ended: status $lab_status"

@@ -1,92 +1,17 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # What the lab guests of tests/lab/migrate.sh share. To be sourced, with the work directory of
-# migrate.sh as the argument. What a guest finds out it prints as lines "fact NAME JSON"; migrate.sh judges.
-set -euo pipefail
+# migrate.sh as the argument.
 
-# shellcheck source=vm.sh
-. "$(dirname "${BASH_SOURCE[0]}")/vm.sh"
+migrate_dir=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck disable=SC1091 # made by migrate.sh: SMEMV_BIN, VM_KERNEL, VM_INITRD, VM_STATE
 . "$1/environment"
-
+# shellcheck disable=SC2034 # for guest.sh
 BARRIERS=(ready migrated swept stopped observed continued ended returned)
-COUNTERS=/sys/class/infiniband/rxe0/ports/1/hw_counters
-LOGS=/run/lab-migrate
-mkdir "$LOGS"
-declare -A PID=()
-
-# A guest that has failed lets the others pass, so that they end as well.
-finish() {
-	local status=$? name log
-	if ((status != 0)); then
-		fact failed "$status"
-		for name in "${BARRIERS[@]}"; do
-			: >"/run/lab/barrier/$name"
-		done
-	fi
-	grep -H -v '^0$' "$COUNTERS"/* | sed "s|^.*/|rxe0: |"
-	for log in "$LOGS"/*; do
-		sed "s/^/${log##*/}: /" "$log"
-	done
-	((${#PID[@]} == 0)) || kill -KILL "${PID[@]}" 2>/dev/null || :
-}
-trap finish EXIT
-
-step() {
-	echo "[$(cut -d ' ' -f 1 /proc/uptime) s] $*"
-}
-
-# fact NAME JSON
-fact() {
-	echo "fact $1 $2"
-}
-
-meet() {
-	barrier "$1" 300
-	step "all are at '$1'"
-}
-
-# begin NAME COMMAND...: in the background, with a log.
-begin() {
-	"${@:2}" </dev/null >"$LOGS/$1" 2>&1 &
-	PID[$1]=$!
-}
-
-# end NAME: asks it to end, and tells its exit status.
-end() {
-	local status=0
-	kill -TERM "${PID[$1]}"
-	wait "${PID[$1]}" || status=$?
-	unset "PID[$1]"
-	fact "status.$1" "$status"
-}
-
-# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
-wait_for() {
-	local end=$((SECONDS + $1)) what=$2
-	until "${@:3}"; do
-		((SECONDS < end)) || {
-			echo "$what: not within $1 s"
-			return 1
-		}
-		sleep 0.3
-	done
-	step "$what"
-}
-
-says() {
-	grep -qa -e "$2" "$LOGS/$1"
-}
-
-# packets NAME: the RDMA device's own counters, as a fact.
-packets() {
-	fact "packets.$1" "{\"received\": $(<"$COUNTERS/rcvd_pkts"), \"sent\": $(<"$COUNTERS/sent_pkts")}"
-}
-
-# payload_of_a_packet: as a fact, at most.
-payload_of_a_packet() {
-	fact mtu "$(ibv_devinfo -d rxe0 | awk '$1 == "active_mtu:" { print $2 }')"
-}
+# shellcheck source=../guest.sh
+. "$migrate_dir/../guest.sh"
+# shellcheck source=vm.sh
+. "$migrate_dir/vm.sh"
 
 # Loading it takes an emulated CPU a second or more: not for polling.
 smemvctl() {

@@ -1,0 +1,92 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What the scripts that tests run in lab guests share. To be sourced; BARRIERS names the barriers that
+# the guests meet at, in order, SMEMV_BIN is the build. What a guest finds out it prints as lines
+# "fact NAME JSON"; the test outside judges.
+set -euo pipefail
+
+: "${SMEMV_BIN:?}" "${BARRIERS[0]:?}"
+COUNTERS=/sys/class/infiniband/rxe0/ports/1/hw_counters
+LOGS=/run/lab-logs
+mkdir -p "$LOGS"
+declare -A PID=()
+
+# A guest that has failed lets the others pass, so that they end as well.
+finish() {
+	local status=$? name log
+	if ((status != 0)); then
+		fact failed "$status"
+		for name in "${BARRIERS[@]}"; do
+			: >"/run/lab/barrier/$name"
+		done
+	fi
+	grep -H -v '^0$' "$COUNTERS"/* | sed "s|^.*/|rxe0: |"
+	for log in "$LOGS"/*; do
+		sed "s/^/${log##*/}: /" "$log"
+	done
+	((${#PID[@]} == 0)) || kill -KILL "${PID[@]}" 2>/dev/null || :
+}
+trap finish EXIT
+
+step() {
+	echo "[$(cut -d ' ' -f 1 /proc/uptime) s] $*"
+}
+
+# fact NAME JSON
+fact() {
+	echo "fact $1 $2"
+}
+
+meet() {
+	barrier "$1" 300
+	step "all are at '$1'"
+}
+
+# begin NAME COMMAND...: in the background, with a log.
+begin() {
+	"${@:2}" </dev/null >"$LOGS/$1" 2>&1 &
+	PID[$1]=$!
+}
+
+# end NAME: asks it to end, and tells its exit status.
+end() {
+	local status=0
+	kill -TERM "${PID[$1]}"
+	wait "${PID[$1]}" || status=$?
+	unset "PID[$1]"
+	fact "status.$1" "$status"
+}
+
+# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
+wait_for() {
+	local end=$((SECONDS + $1)) what=$2
+	until "${@:3}"; do
+		((SECONDS < end)) || {
+			echo "$what: not within $1 s"
+			return 1
+		}
+		sleep 0.3
+	done
+	step "$what"
+}
+
+says() {
+	grep -qa -e "$2" "$LOGS/$1"
+}
+
+# packets NAME: the RDMA device's own counters, as a fact.
+packets() {
+	fact "packets.$1" "{\"received\": $(<"$COUNTERS/rcvd_pkts"), \"sent\": $(<"$COUNTERS/sent_pkts")}"
+}
+
+# payload_of_a_packet: as a fact, at most.
+payload_of_a_packet() {
+	fact mtu "$(ibv_devinfo -d rxe0 | awk '$1 == "active_mtu:" { print $2 }')"
+}
+
+# doctor ROLE: its exit status, as a fact.
+doctor() {
+	local status=0
+	"$SMEMV_BIN/ctl/smemvctl" doctor --role "$1" >"$LOGS/doctor" || status=$?
+	fact doctor "$status"
+}

@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What the tests in the lab share, on the outside. To be sourced with the test's name as argument: makes
+# $work, and sets SMEMV_BIN (default build/debug). SMEMV_RESULTS is a file that gets a line "pass NAME" or
+# "fail NAME" per check; SMEMV_E2E_LOGS is where the logs are kept if anything fails.
+
+lab_test=$1
+lab_dir=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+lab_source=$(dirname "$(dirname "$lab_dir")")
+: "${SMEMV_BIN:=$lab_source/build/debug}" "${SMEMV_RESULTS:=/dev/null}" "${SMEMV_E2E_LOGS:=}"
+SMEMV_BIN=$(realpath "$SMEMV_BIN")
+work=$(mktemp -d "/tmp/smemv-$lab_test.XXXXXX")
+failed=0
+
+# shellcheck disable=SC2317 # called by a trap
+lab_finish() {
+	local status=$?
+	if ((status != 0)) && [[ -n $SMEMV_E2E_LOGS ]]; then
+		mkdir -p "$SMEMV_E2E_LOGS/$lab_test"
+		cp "$work"/*.log "$work"/*.console "$SMEMV_E2E_LOGS/$lab_test/" 2>/dev/null || :
+	fi
+	rm -rf "$work"
+}
+trap lab_finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# check WHAT COMMAND...
+check() {
+	local word=pass
+	"${@:2}" || word=fail
+	echo "$word $lab_test: $1" | tee -a "$SMEMV_RESULTS"
+	[[ $word == pass ]] || failed=1
+}
+
+# fact GUEST NAME: what the guest printed as "fact NAME JSON", the last one; null without any.
+fact() {
+	local value
+	value=$(sed -n "s/^fact $2 //p" "$work/$1.log" | tail -n 1)
+	echo "${value:-null}"
+}
+
+# holds EXPRESSION: jq says that it is true.
+holds() {
+	jq -ne "$1" >/dev/null
+}
+
+no_sanitizer_complains() {
+	! grep -E '(Address|Leak|Thread)Sanitizer|runtime error:' "$work"/*.log
+}

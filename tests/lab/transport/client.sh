@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The client's guest of tests/lab/transport.sh: a part after each mark.
+BARRIERS=(ready over)
+# shellcheck source=../guest.sh
+. "$(dirname "$(readlink -f "$0")")/../guest.sh"
+
+# criterion PROGRAM FILTER
+criterion() {
+	"$SMEMV_BIN/tests/unit/$1" --filter "$2" --jobs 1 --verbose=1 2>&1 | grep -vE 'RUN|SKIP' || :
+}
+
+meet ready
+echo "== transport"
+SMEMV_TEST_SERVER=lab1:7777 SMEMV_TEST_VERBS=192.168.77.1 criterion test_transport 'transport/*'
+echo "== peer"
+"$SMEMV_BIN/tests/lab/transport_peer" client verbs:192.168.77.1:7000 "verbs:[fd77::1]:7001" || :
+echo "== leases"
+SMEMV_TEST_VERBS=$LAB_IP criterion test_memserver 'lease/*'
+echo "== end"
+packets end
+barrier over
