@@ -21,7 +21,9 @@ finish() {
 		done
 	fi
 	grep -H -v '^0$' "$COUNTERS"/* | sed "s|^.*/|rxe0: |"
+	dmesg | grep -E 'rxe|infiniband|WARN|BUG|blocked' | tail -n 20 | sed 's/^/kernel: /' || :
 	for log in "$LOGS"/*; do
+		[[ -e $log ]] || continue
 		sed "s/^/${log##*/}: /" "$log"
 	done
 	((${#PID[@]} == 0)) || kill -KILL "${PID[@]}" 2>/dev/null || :

@@ -5,7 +5,7 @@ BARRIERS=(ready stop continue over)
 # shellcheck source=../guest.sh
 . "$(dirname "$(readlink -f "$0")")/../guest.sh"
 
-SORT=("$SMEMV_BIN/client/smemv-sort" --size 24M --budget 16M --insecure --timeout 3000)
+SORT=("$SMEMV_BIN/client/smemv-sort" --size 20M --budget 16M --insecure --timeout 3000)
 # Root gets all capabilities back at an exec, but for those that the bounding set lacks.
 UNLOCKED=(setpriv --bounding-set=-ipc_lock prlimit --memlock=65536)
 
