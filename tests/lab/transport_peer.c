@@ -219,11 +219,10 @@ static void hang_up(struct client *c)
 	c->conn = NULL;
 }
 
-/* As long as the server or the way to it is away. A process that was killed may be there for long:
- * the kernel waits up to 50 s for the last packet of a queue pair (rxe_pool.c of Linux 6.12). */
+/* As long as the server or the way to it is away. */
 static void connect_patiently(struct client *c, const struct smv_addr *to, const char *ticket)
 {
-	uint64_t until = now_ms() + 90000;
+	uint64_t until = now_ms() + 30000;
 
 	hang_up(c);
 	while (try_connect(c, to, ticket) < 0) {

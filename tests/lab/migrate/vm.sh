@@ -4,7 +4,7 @@
 # and in the lab guests of the source and the main host. To be sourced.
 
 # An emulated CPU within an emulated CPU: small, and in no hurry. The guest's kernel takes 62 MiB, of which
-# it touches few again; the RAM under test alone is more than the budget, so that paging never ends.
+# it touches few again; those few and the RAM under test are more than the budget, so that paging never ends.
 # shellcheck disable=SC2034 # for those who source this
 VM_MIB=80 VM_TEST_MIB=16 VM_BUDGET_KIB=18432
 VM_PARAMETERS="smemv.seed=77 smemv.test_mib=$VM_TEST_MIB smemv.hot_mib=2 smemv.hot_period_ms=8000 \
