@@ -166,6 +166,11 @@ static bool is_automatic(const char *wish)
 	return strcmp(wish, "auto") == 0 || strchr(wish, ',');
 }
 
+static bool is_wished(const struct smv_transport_wish *wish, const char *name)
+{
+	return strcmp(wish->names, "auto") == 0 || is_listed(wish->names, name);
+}
+
 static bool is_known(const char *name, size_t len)
 {
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++)
@@ -195,7 +200,7 @@ void smv_transport_narrow(struct smv_transport_wish *wish,
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++) {
 		const char *name = preference[i];
 
-		if (strcmp(wish->names, "auto") != 0 && !is_listed(wish->names, name))
+		if (!is_wished(wish, name))
 			continue;
 		if (fits(ctx, name, why, sizeof(why)))
 			n += (size_t)snprintf(list + n, sizeof(list) - n, "%s,", name);
@@ -216,7 +221,7 @@ int smv_transport_choose(const struct smv_transport_wish *wish, struct smv_trans
 		return choose_named(wish->names, peers, nr_peers, t, reason, reason_len, err);
 	memcpy(first_why, wish->why, sizeof(first_why));
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(preference); i++) {
-		if (strcmp(wish->names, "auto") != 0 && !is_listed(wish->names, preference[i]))
+		if (!is_wished(wish, preference[i]))
 			continue;
 		if (suits_all(preference[i], peers, nr_peers, t, why, sizeof(why))) {
 			snprintf(reason, reason_len, "%s: %s", preference[i],

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "transport/verbs.h"
 
-#include "common/cleanup.h"
+#include "common/host_check.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 
 /* The least that is of use: the staging memory of a pager. */
 #define MEMLOCK_MIN (64ull << 20)
-#define CAP_IPC_LOCK_BIT 14
 
 static const uint8_t magic[4] = {'S', 'M', 'V', 'V'};
 
@@ -72,14 +71,7 @@ static bool has_active_port(char *why, size_t why_len)
 /* The kernel does not bound who has CAP_IPC_LOCK. */
 static bool may_lock_anything(void)
 {
-	CLEANUP_FILE FILE *f = fopen("/proc/self/status", "re");
-	uint64_t caps = 0;
-	char line[256];
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "CapEff: %" SCNx64, &caps) == 1)
-			break;
-	return caps >> CAP_IPC_LOCK_BIT & 1;
+	return smv_host_capabilities("") >> CAP_IPC_LOCK & 1;
 }
 
 static bool can_lock(char *why, size_t why_len)
