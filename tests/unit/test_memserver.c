@@ -247,21 +247,47 @@ Test(arena, refuses_a_directory_on_a_disk)
 	cr_assert(strstr(err.message, path) && strstr(err.hint, "tmpfs"));
 }
 
-Test(arena, replaces_what_a_killed_daemon_left)
+static void write_file(const char *name, const void *data, size_t len)
 {
-	CLEANUP_CLOSE int fd = -1;
+	CLEANUP_CLOSE int fd = open(in_dir(name), O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+	cr_assert_eq(write(fd, data, len), (ssize_t)len);
+}
+
+/* What was being made holds nothing. */
+Test(arena, replaces_what_a_daemon_left_that_was_killed_while_making_it)
+{
 	struct smv_arena *a;
 	char dirt[4096];
 
 	memset(dirt, 0xa5, sizeof(dirt));
 	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
-	fd = open(in_dir("s/arena"), O_RDWR | O_CREAT, 0600);
-	cr_assert_eq(write(fd, dirt, sizeof(dirt)), (ssize_t)sizeof(dirt));
-	fd = (close(fd), open(in_dir("s/arena.new"), O_RDWR | O_CREAT, 0600));
-	cr_assert_geq(fd, 0);
+	write_file("s/arena.new", dirt, sizeof(dirt));
+	write_file("s/leases.new", "{\"ver", 5);
 	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	cr_assert(is_zero(smv_arena_base(a), EXTENT));
 	cr_assert_neq(access(in_dir("s/arena.new"), F_OK), 0);
+	cr_assert_neq(access(in_dir("s/leases.new"), F_OK), 0);
+	smv_arena_destroy(a);
+	cr_assert_eq(rmdir(in_dir("s")), 0, "something was left behind");
+}
+
+Test(arena, without_a_list_of_leases_is_refused_until_it_is_discarded)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
+	write_file("s/arena", "data", 4);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, &err), -EBUSY);
+	cr_assert_str_eq(err.reason, "bad-state");
+	cr_assert(strstr(err.message, in_dir("s")) && strstr(err.hint, "--discard"), "%s\n%s",
+		err.message, err.hint);
+	cr_assert_eq(access(in_dir("s/arena"), F_OK), 0);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), &err), 0);
+	cr_assert_neq(access(in_dir("s/arena"), F_OK), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, &err), 0);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), &err), -EBUSY, "it is in use");
 	smv_arena_destroy(a);
 }
 
@@ -292,6 +318,7 @@ static struct {
 	char *buffer;
 	uint64_t nonce;
 	uint64_t hugepage_bytes; /* of the arena, 0: ordinary ones */
+	uint32_t orphan_after_ms;
 } w;
 
 struct client_lease {
@@ -324,7 +351,7 @@ static void start_world_in(const char *transport)
 	cr_assert_eq(smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, w.hugepage_bytes,
 			     &w.arena, &err),
 		0, "%s", err.message);
-	cr_assert_eq(smv_lease_table_create(w.arena, &w.table, &err), 0);
+	cr_assert_eq(smv_lease_table_create(w.arena, w.orphan_after_ms, &w.table, &err), 0);
 	cr_assert_eq(smv_data_create(w.table, &w.data, &err), 0);
 	cr_assert_eq(smv_data_listen(w.data, &any, &err), 0, "%s", err.message);
 	cr_assert_eq(smv_addr_parse(smv_data_addresses(w.data, &nr)[0], true, &w.addr, &err), 0);
@@ -368,8 +395,16 @@ static size_t nr_transports(void)
 	return getenv("SMEMV_TEST_VERBS") ? 3 : 2;
 }
 
-/* A test in a world of each transport. */
-#define EACH(name)                                                                                 \
+/* Before the first fault point is passed. */
+static void set_fault(const char *fault)
+{
+	if (fault)
+		setenv("SMEMV_FAULT", fault, 1);
+}
+
+/* A test in a world of each transport, with or without faults from the start on. */
+#define EACH(name) EACH_FAULTY(name, NULL)
+#define EACH_FAULTY(name, fault)                                                                                 \
 	static void name(const char *transport);                                                   \
 	ParameterizedTestParameters(lease, name)                                                   \
 	{                                                                                          \
@@ -377,6 +412,7 @@ static size_t nr_transports(void)
 	}                                                                                          \
 	ParameterizedTest(char transport[8], lease, name)                                          \
 	{                                                                                          \
+		set_fault(fault);                                                                  \
 		start_world(transport);                                                            \
 		name(transport);                                                                   \
 		stop_world();                                                                      \
@@ -554,25 +590,23 @@ EACH(memory_is_zero_when_leased_again)
 
 #ifdef SMEMV_FAULT_POINTS
 /* That the test above can fail. */
-EACH(a_skipped_zeroing_is_noticed)
+EACH_FAULTY(a_skipped_zeroing_is_noticed, "memserver-zero:skip")
 {
 	struct client_lease l;
 
-	setenv("SMEMV_FAULT", "memserver-zero:skip", 1);
 	must_create(&l, ARENA_EXTENTS);
 	fill_remotely(&l);
 	must_release(&l);
 	cr_assert_not(next_lease_is_zero());
 }
 
-EACH(memory_counts_as_free_only_when_zeroed)
+EACH_FAULTY(memory_counts_as_free_only_when_zeroed, "memserver-zero:wait:1")
 {
 	struct client_lease l, next;
 	struct smv_lease_totals totals;
 	struct smv_lease_info info;
 	struct smv_error err = {0};
 
-	setenv("SMEMV_FAULT", "memserver-zero:wait:1", 1);
 	setenv("SMEMV_FAULT_DIR", dir, 1);
 	must_create(&l, 5);
 	must_release(&l);
@@ -1250,8 +1284,9 @@ Test(hugepages, a_planted_link_removes_nothing)
 	close(open(in_dir("precious"), O_CREAT | O_WRONLY, 0600));
 	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
 	cr_assert_eq(symlink("../precious", in_dir("s/arena")), 0);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, NULL), 0);
-	smv_arena_destroy(a);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, NULL), -EBUSY);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), NULL), 0);
+	cr_assert_neq(faccessat(AT_FDCWD, in_dir("s/arena"), F_OK, AT_SYMLINK_NOFOLLOW), 0);
 	cr_assert_eq(access(in_dir("precious"), F_OK), 0);
 }
 
