@@ -14,7 +14,9 @@
 
 #define TTL_MS 60000
 /* Of each question for the way in: whoever asks also ends with the connection that is mended. */
-#define DOOR_TIMEOUT_MS 2000u
+#define DOOR_TIMEOUT_MS 1000u
+/* How long a call waits for a connection that was lost. */
+#define RECONNECT_MS 1000u
 #define SLACK_MIN (64 * SMV_MIB)
 
 typedef Smemv__V1__ServerInfo ServerInfo;
@@ -34,6 +36,28 @@ static int call_for(unsigned int timeout_ms, const struct smv_lease *lease, cons
 {
 	return smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method,
 		request, (ProtobufCMessage **)response, timeout_ms, false, err);
+}
+
+/*
+ * For methods that may be called twice, and that are worth a wait. The first call after the server
+ * was started again may find no more than that the connection to the former one has died, or that
+ * it was refused some time ago: gRPC connects again only while a call waits for it.
+ */
+static int call_patiently(unsigned int timeout_ms, const struct smv_lease *lease,
+	const char *method, const void *request, void **response, struct smv_error *err)
+{
+	int r = call_for(timeout_ms, lease, method, request, response, err);
+	unsigned int wait_ms = timeout_ms < RECONNECT_MS ? timeout_ms : RECONNECT_MS;
+	struct smv_error again;
+
+	if (r == 0 || err->code != SMV_UNAVAILABLE)
+		return r;
+	r = smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method, request,
+		(ProtobufCMessage **)response, wait_ms, true, &again);
+	/* That nobody came while it waited says less than why. */
+	if (r < 0 && again.code != SMV_TIMEOUT)
+		*err = again;
+	return r;
 }
 
 static int call(const struct smv_leases *leases, const struct smv_lease *lease, const char *method,
@@ -413,7 +437,8 @@ static int fence_one(struct smv_leases *leases, struct smv_backing *backing, uns
 
 	request.id = lease->id;
 	request.epoch = leases->epoch;
-	r = call(leases, lease, "FenceLease", &request, (void **)&response, err);
+	r = call_patiently(
+		leases->timeout_ms, lease, "FenceLease", &request, (void **)&response, err);
 	if (r == 0) {
 		r = copy_segments(host, response, host->segments, err);
 		lease->generation = response->generation;
@@ -451,7 +476,8 @@ unsigned int smv_leases_release_try(struct smv_leases *leases, const struct smv_
 		if (!lease->created)
 			continue;
 		request.id = lease->id;
-		ok = call(leases, lease, "ReleaseLease", &request, (void **)&response, &err) == 0 ||
+		ok = call_patiently(leases->timeout_ms, lease, "ReleaseLease", &request,
+			     (void **)&response, &err) == 0 ||
 		     err.code == SMV_NOT_FOUND;
 		log_outcome(lease, backing->sub_hosts[h].address, "release", ok, &err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
@@ -527,7 +553,7 @@ static int ask_server(
 	Smemv__V1__GetServerInfoRequest request = SMEMV__V1__GET_SERVER_INFO_REQUEST__INIT;
 	const struct smv_lease *lease = &leases->leases[h];
 	ServerInfo *info = NULL;
-	int r = call_for(
+	int r = call_patiently(
 		door_timeout_ms(leases), lease, "GetServerInfo", &request, (void **)&info, err);
 
 	if (r == 0 && strcmp(info->incarnation, lease->incarnation) != 0 &&
