@@ -69,7 +69,7 @@ void smv_ctl_print_leases(json_t *result)
 	static const struct smv_column columns[] = {{"ID", "id"}, {"STATE", "state"},
 		{"SIZE", "size_bytes"}, {"SEGMENTS", "segments"}, {"EPOCH", "epoch"},
 		{"CONNECTIONS", "nr_connections"}, {"PREPARED IN", "prepare_ms"}, {"AGE", "age_ms"},
-		{"RENEWED BEFORE", "since_renewal_ms"}, {"EXPIRES IN", "expires_in_ms"},
+		{"SINCE RENEWAL", "since_renewal_ms"}, {"EXPIRES IN", "expires_in_ms"},
 		{"OWNER", "owner"}};
 	json_t *lease;
 	size_t i;

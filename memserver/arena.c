@@ -553,8 +553,8 @@ static int take_over(struct smv_arena *a, struct smv_error *err)
 	a->leases.generation++;
 	rc = smv_arena_store(a, a->leases.records, a->leases.nr_records, err);
 	if (rc == 0)
-		smv_log_info("taking over %zu leases in '%s', generation %" PRIu64, a->nr_live,
-			a->dir, a->leases.generation);
+		smv_log_info("taking over the arena in '%s', generation %" PRIu64 ", leases: %zu",
+			a->dir, a->leases.generation, a->nr_live);
 	return rc;
 }
 
@@ -678,9 +678,9 @@ static void close_dir(struct smv_arena *a)
 	const bool keep = a->owned && a->nr_live > 0;
 
 	if (keep)
-		smv_log_warning("%zu leases in '%s' are kept for the next memserverd; --discard "
-				"would throw them away",
-			a->nr_live, a->dir);
+		smv_log_warning("kept in '%s' for the next memserverd, with the data of their "
+				"owners: %zu leases; --discard would throw them away",
+			a->dir, a->nr_live);
 	else if (a->owned)
 		remove_files(a);
 	if (a->locked)

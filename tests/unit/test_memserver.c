@@ -1757,6 +1757,47 @@ Test(hugepages, are_leased_like_others)
 	}
 }
 
+Test(hugepages, with_leases_are_taken_over)
+{
+	for (size_t i = 0; i < nr_transports(); i++) {
+		struct client_lease l;
+
+		w.hugepage_bytes = HUGE_SIZE;
+		start_world_in(transports[i]);
+		must_create(&l, 3);
+		write_pattern(&l, 1, 0x51);
+		restart_world(transports[i]);
+		look_again(&l);
+		cr_assert(reads_pattern(&l, 1, 0x51));
+		must_release(&l);
+		cr_assert(next_lease_is_zero());
+		end_world();
+		cr_assert(is_mount_empty());
+	}
+}
+
+Test(hugepages, without_their_file_are_refused)
+{
+	struct client_lease l;
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	w.hugepage_bytes = HUGE_SIZE;
+	start_world_in("tcp");
+	must_create(&l, 1);
+	smv_lease_info_clear(&l.info);
+	end_world();
+	cr_assert_not(is_mount_empty());
+	shell("rm huge/*");
+	cr_assert_eq(
+		smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, HUGE_SIZE, &a, &err),
+		-EBUSY);
+	cr_assert(strstr(err.message, "cannot be opened"), "%s", err.message);
+	cr_assert_eq(
+		smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, 0, &a, &err), -EBUSY);
+	cr_assert(strstr(err.hint, "--hugepages=2M"), "%s", err.hint);
+}
+
 /* --- service ------------------------------------------------------------------------------ */
 
 static struct smv_rpc_server *server;
@@ -1842,8 +1883,14 @@ Test(service, a_lease_by_rpc_opens_the_data_plane)
 	cr_assert_eq(call("HoldLease", &hold, &lease, &err), 0);
 	cr_assert_eq(lease->state, SMEMV__V1__LEASE_STATE__LEASE_STATE_HELD);
 	smv_rpc_message_free(&lease->base);
+	release.unless_held = true;
+	cr_assert_eq(call("ReleaseLease", &release, &answer, &err), -EBUSY);
+	cr_assert(strstr(err.message, "main1/vm1"), "%s", err.message);
+	release.unless_held = false;
 	fence.epoch = 5;
 	cr_assert_eq(call("FenceLease", &fence, &lease, &err), 0);
+	cr_assert_lt(lease->since_renewal_ms, 5000);
+	cr_assert_eq(lease->generation, 0);
 	cr_assert_eq(lease->epoch, 5);
 	smv_rpc_message_free(&lease->base);
 	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &segment, 0, 4096), 0);
