@@ -279,6 +279,21 @@ Test(leases, a_first_connection_finds_a_server_that_was_started_again)
 	cr_assert_eq(wrong_pages(10), 0);
 }
 
+/* As the tickets that a source gets: nobody asks again for it. */
+Test(leases, made_by_a_server_that_was_started_again_open_at_once)
+{
+	smv_remote_close(remote);
+	restart_server();
+	smv_leases_release(&leases, &backing);
+	smv_backing_free(&backing);
+	create_leases();
+	cr_assert_eq(leases.leases[0].generation, 1);
+	backing.find_door = NULL;
+	open_remote();
+	write_pages(10);
+	cr_assert_eq(wrong_pages(10), 0);
+}
+
 Test(leases, fencing_tells_the_segments_as_they_are_now)
 {
 	struct smv_error err = {0};

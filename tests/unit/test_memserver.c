@@ -1025,6 +1025,41 @@ EACH_FAULTY(a_restart_that_forgets_is_noticed, "arena-forget,lease-any-generatio
 }
 #endif
 
+#ifdef SMEMV_FAULT_POINTS
+/* The second, fourth, eighth, tenth and twelfth time that the list is written, not counting those
+ * that an earlier one of these points has taken. */
+EACH_FAULTY(what_cannot_be_recorded_does_not_happen,
+	"lease-file-written:skip:2,lease-file-written:skip:3,lease-file-written:skip:6,"
+	"lease-file-written:skip:7,lease-file-written:skip:8")
+{
+	struct client_lease l;
+	struct smv_error err = {0};
+
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(create(&l, 2, 0, &err), -ENOSPC);
+		cr_assert(strstr(err.message, "cannot record") && strstr(err.message, in_dir("s")),
+			"%s", err.message);
+		cr_assert_eq(free_extents(), ARENA_EXTENTS);
+	}
+	must_create(&l, 2);
+	write_pattern(&l, 1, 0x61);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.state, SMV_LEASE_PROVISIONAL);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, &err), 0);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, NULL, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.epoch, 1);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, NULL, &err), 0);
+	cr_assert_eq(smv_lease_release(w.table, l.info.id, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.state, SMV_LEASE_HELD);
+	cr_assert(reads_pattern(&l, 2, 0x61));
+	must_release(&l);
+	cr_assert(next_lease_is_zero());
+}
+#endif
+
 EACH(orphans_are_told_and_come_back)
 {
 	struct client_lease l;
