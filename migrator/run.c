@@ -69,7 +69,9 @@ static int check(struct run *run, struct smv_error *err)
 	int r;
 
 	smv_progress_phase("checking the source");
-	if ((r = smv_source_open(o->qmp_path, o->shim_path, &run->source, err)) < 0)
+	r = o->pid ? smv_source_open_pid(o->qmp_path, o->pid, &run->source, err)
+		   : smv_source_open(o->qmp_path, o->shim_path, &run->source, err);
+	if (r < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
 	return smv_dest_open(&o->to, &run->dest, err);

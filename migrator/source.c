@@ -61,31 +61,115 @@ static int check_running(struct smv_source *s, struct smv_error *err)
 	return 0;
 }
 
-int smv_source_open(
-	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
+static int open_process(struct smv_source *s, const char *qmp_path, const char *shim_path,
+	pid_t pid, struct smv_error *err)
 {
 	int r;
 
+	if (shim_path) {
+		r = smv_guest_process_open_shim(shim_path, &s->process, err);
+	} else {
+		r = smv_guest_process_open_pid(pid, &s->process, err);
+		if (!r)
+			r = smv_guest_process_owns_qmp(
+				s->process, qmp_path, smv_qmp_peer_pid(s->qmp), err);
+	}
+	if (!r)
+		s->pid = smv_guest_process_pid(s->process);
+	return r;
+}
+
+static int open_pagemap(struct smv_source *s, struct smv_error *err)
+{
+	s->pagemap_fd = smv_pagemap_open(s->pid);
+	if (s->pagemap_fd >= 0)
+		return 0;
+	return smv_fail(err, SMV_PERMISSION, "process", "Run as the same user as QEMU, or root.",
+		"cannot open /proc/%d/pagemap: %s", (int)s->pid, strerror(-s->pagemap_fd));
+}
+
+static void init(struct smv_source *s)
+{
 	memset(s, 0, sizeof(*s));
 	s->uffd = s->pagemap_fd = -1;
+}
+
+static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, struct smv_source *s,
+	struct smv_error *err)
+{
+	int r;
+
+	init(s);
 	if ((r = smv_kernel_check(err)) < 0 ||
 		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
-		(r = smv_shim_open(shim_path, &s->shim, &s->pid, err)) < 0 ||
-		(r = check_running(s, err)) < 0 || (r = smv_allow_list_check(s->qmp, err)) < 0 ||
+		(r = open_process(s, qmp_path, shim_path, pid, err)) < 0 ||
+		(r = check_running(s, err)) < 0 ||
+		(r = smv_allow_list_check_pid(s->qmp, s->pid, err)) < 0 ||
 		(r = smv_guest_ram_find(s->qmp, s->pid, &s->ram, err)) < 0)
 		return r;
-	s->pagemap_fd = smv_pagemap_open(s->pid);
-	if (s->pagemap_fd < 0)
-		return smv_fail(err, SMV_PERMISSION, "process",
-			"Run as the same user as QEMU, or root.",
-			"cannot open /proc/%d/pagemap: %s", (int)s->pid, strerror(-s->pagemap_fd));
+	return open_pagemap(s, err);
+}
+
+int smv_source_open(
+	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, shim_path, 0, s, err);
+}
+
+int smv_source_open_pid(
+	const char *qmp_path, pid_t pid, struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, NULL, pid, s, err);
+}
+
+/* Each step by itself, as far as the ones before allow it. */
+static int find_refusals(struct smv_source *s, const char *qmp_path, const char *shim_path,
+	pid_t pid, struct smv_refusals *list, struct smv_error *err)
+{
+	bool have_process;
+	int r;
+
+	if (smv_kernel_check(err) < 0)
+		smv_refusals_add(list, err);
+	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0)
+		return r;
+	have_process = open_process(s, qmp_path, shim_path, pid, err) == 0;
+	if (!have_process)
+		smv_refusals_add(list, err);
+	if (check_running(s, err) < 0 && smv_refusals_take(list, err) < 0)
+		return smv_code_to_errno(err->code);
+	if ((r = smv_allow_list_collect(s->qmp, have_process ? s->pid : -1, list, err)) < 0)
+		return r;
+	if (!have_process)
+		return 0;
+	/* A VM without shared RAM is told so once. */
+	if (smv_guest_ram_find(s->qmp, s->pid, &s->ram, err) < 0 &&
+		!(strcmp(err->reason, "ram-not-shared") == 0 &&
+			smv_refusals_have(list, "ram-backend")) &&
+		smv_refusals_take(list, err) < 0)
+		return smv_code_to_errno(err->code);
+	if (open_pagemap(s, err) < 0)
+		smv_refusals_add(list, err);
 	return 0;
+}
+
+int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_refusals *refusals, struct smv_error *err)
+{
+	struct smv_error own;
+	struct smv_source s;
+	int r;
+
+	init(&s);
+	r = find_refusals(&s, qmp_path, shim_path, pid, refusals, err ? err : &own);
+	smv_source_close(&s);
+	return r;
 }
 
 int smv_source_attach(struct smv_source *s, struct smv_error *err)
 {
 	bool fresh;
-	int r = smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err);
+	int r = smv_guest_process_get_uffd(s->process, &s->uffd, &fresh, err);
 
 	if (r < 0)
 		return r;
@@ -111,11 +195,10 @@ int smv_source_zap(struct smv_source *s, struct smv_error *err)
 			uint64_t left = b->size_bytes - off;
 			struct smv_shim_range range = {
 				b->host_addr + off, left < ZAP_CHUNK ? left : ZAP_CHUNK};
-			int r = smv_shim_zap(s->shim, &range, 1);
+			int r = smv_guest_process_zap(s->process, &range, 1, err);
 
 			if (r < 0)
-				return smv_fail(err, SMV_UNAVAILABLE, "shim", NULL,
-					"the source's QEMU does not answer: %s", strerror(-r));
+				return r;
 		}
 	}
 	return 0;
@@ -253,7 +336,7 @@ void smv_source_detach(struct smv_source *s)
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {
 		close(s->uffd);
-		smv_shim_close_uffd(s->shim);
+		smv_guest_process_close_uffd(s->process);
 	}
 	s->registered = false;
 	s->uffd = -1;
@@ -264,8 +347,7 @@ void smv_source_close(struct smv_source *s)
 	smv_guest_ram_release(&s->ram);
 	if (s->pagemap_fd >= 0)
 		close(s->pagemap_fd);
-	if (s->shim)
-		smv_shim_close(s->shim);
+	smv_guest_process_close(s->process);
 	if (s->qmp)
 		smv_qmp_close(s->qmp);
 }

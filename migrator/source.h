@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The source: a running QEMU, started by smemv-run, whose memory is tracked from outside. Whatever
- * is changed in it is changed back by smv_source_detach().
+ * The source: a running QEMU whose memory is tracked from outside, by the shim that smemv-run put
+ * into it, or by ptrace. Whatever is changed in it is changed back by smv_source_detach().
  */
 #ifndef SMV_MIGRATOR_SOURCE_H
 #define SMV_MIGRATOR_SOURCE_H
 
 #include "common/error.h"
+#include "vmm/guest_process.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
-#include "vmm/shim_client.h"
+#include "vmm/refusals.h"
 
 #include <stdbool.h>
 
@@ -21,7 +22,7 @@ typedef int (*smv_interrupted)(struct smv_error *err);
 
 struct smv_source {
 	struct smv_qmp *qmp;
-	struct smv_shim *shim;
+	struct smv_guest_process *process;
 	pid_t pid;
 	struct smv_guest_ram ram;
 	int uffd;
@@ -36,6 +37,22 @@ struct smv_source {
 /** smv_source_open - connect, and refuse what cannot be migrated; changes nothing in QEMU. */
 int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_source *source,
 	struct smv_error *err);
+
+/** smv_source_open_pid - the same for a QEMU that was not started by smemv-run: process @pid, with
+ * a QMP socket of it at @qmp_path that no other client holds. */
+int smv_source_open_pid(
+	const char *qmp_path, pid_t pid, struct smv_source *source, struct smv_error *err);
+
+/**
+ * smv_source_refusals - everything that keeps this VM from being migrated, not only the first:
+ * kernel, way in, run state, devices and back ends, RAM. Opens and closes what it needs; changes
+ * nothing in QEMU.
+ * @shim_path: or NULL, then @pid
+ *
+ * 0, also when there are refusals; -errno with @err when QEMU could not be asked.
+ */
+int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_refusals *refusals, struct smv_error *err);
 
 /** smv_source_attach - get QEMU's userfaultfd and register its RAM for write tracking. */
 int smv_source_attach(struct smv_source *source, struct smv_error *err);

@@ -493,6 +493,7 @@ Test(guest_ram, refuses_what_is_not_shared)
 		 "mem-path=/var/tmp,size=64M -machine memory-backend=ram0",
 			"ram-not-tmpfs"},
 		{PLAIN "-object memory-backend-memfd,id=idle,share=on,size=16M", "ram-not-found"},
+		{PLAIN "-overcommit mem-lock=on", "ram-locked"},
 		{"-M pc -nodefaults -m 64M -smp 2 "
 		 "-object memory-backend-file,id=b,share=on,mem-path=$DIR/ram,size=32M "
 		 "-object memory-backend-file,id=a,share=on,mem-path=$DIR/ram,size=32M "
@@ -569,6 +570,66 @@ Test(allow_list, accepts_usual_devices)
 			      "-object secret,id=sec,data=x -object throttle-group,id=t",
 			&err),
 		0, "%s", err.message);
+}
+
+/* What VMs of libvirt and Proxmox have besides. */
+Test(allow_list, accepts_less_usual_devices)
+{
+	static const char *const good[] = {"-M q35 $(truncate -s 64k $DIR/vars) " FILE_RAM
+					   "-drive if=pflash,format=raw,unit=0,file=$DIR/vars",
+		"-M pc " FILE_RAM "-device i6300esb -device usb-ehci -device intel-hda "
+		"-device hda-duplex -device AC97 -device ib700 -device vmcoreinfo -device vmgenid "
+		"-device pvpanic-pci -device ipmi-bmc-sim,id=b -device isa-ipmi-kcs,bmc=b",
+		"-M q35,kernel-irqchip=split " FILE_RAM
+		"-device intel-iommu,intremap=on -device virtio-crypto-pci,cryptodev=cd -object "
+		"cryptodev-backend-builtin,id=cd -device vmxnet3 -device megasas -device pvscsi "
+		"-device mptsas1068 -device usb-ehci -device usb-uas -device sdhci-pci",
+		"-M q35 " FILE_RAM "-device virtio-iommu-pci -device vmware-svga -device "
+		"pcie-root-port,id=p,chassis=9 -device pxb-pcie,bus_nr=64",
+		"-M pc " FILE_RAM "-device ati-vga -device ne2k_pci -device pcnet -device i82551 "
+		"-device tulip -device virtio-scsi-pci,iothread=io -object iothread,id=io"};
+	struct smv_error err = {0};
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(good); i++)
+		cr_expect_eq(check_allowed(good[i], &err), 0, "%s: %s", good[i], err.message);
+}
+
+Test(allow_list, collects_all_refusals)
+{
+	static const char *const want[][2] = {{"device-not-allowed", "virtio-balloon-pci"},
+		{"device-not-allowed", "ivshmem-plain"}, {"device-not-allowed", "edu"},
+		{"backend-not-allowed", "can-bus"}, {"backend-not-allowed", "vvfat"},
+		{"backend-not-allowed", "l2tpv3"}, {"ram-backend", "memory-backend-ram"}};
+	struct smv_refusals list = {0};
+	struct smv_error err = {0};
+	struct vm vm;
+
+	start(&vm, "-M pc -nodefaults -m 64M -device virtio-balloon,id=bal -object "
+		   "memory-backend-memfd,id=m,share=on,size=1M -device ivshmem-plain,memdev=m "
+		   "-device edu -object can-bus,id=can0 -drive if=none,id=d,driver=vvfat,dir=$DIR "
+		   "-netdev l2tpv3,id=l,src=127.0.0.1,dst=127.0.0.1,udp=on,srcport=0,dstport=9,"
+		   "txsession=1");
+	cr_assert_eq(smv_allow_list_collect(vm.qmp, vm.child, &list, &err), 0, "%s", err.message);
+	cr_expect_geq(list.nr, SMV_ARRAY_SIZE(want));
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(want); i++) {
+		size_t k = 0;
+
+		while (k < list.nr && (strcmp(list.list[k].reason, want[i][0]) != 0 ||
+					      !strstr(list.list[k].message, want[i][1])))
+			k++;
+		cr_expect_lt(k, list.nr, "%s is missing", want[i][1]);
+	}
+	for (size_t k = 0; k < list.nr; k++) {
+		cr_expect(list.list[k].hint[0], "no hint: %s", list.list[k].message);
+		if (strstr(list.list[k].message, "/machine/peripheral/bal"))
+			cr_expect(strstr(list.list[k].hint, "device_del, id 'bal'"), "%s",
+				list.list[k].hint);
+	}
+	/* The first of them is what the check says. */
+	cr_expect_lt(smv_allow_list_check(vm.qmp, &err), 0);
+	cr_expect_str_eq(err.message, list.list[0].message);
+	smv_refusals_free(&list);
+	stop(&vm);
 }
 
 Test(allow_list, accepts_a_tap_without_vhost)
