@@ -20,6 +20,10 @@ PAGERD_SOCKET=/run/smemv-pagerd.sock
 declare -A SCENARIO_PID=()
 # Environment of single programs, e.g. [pagerd]="SMEMV_FAULT=..."; for tests.
 declare -A SCENARIO_ENV=()
+# How smemv-migrate names the source VM.
+SOURCE_VM=(--vm guest)
+# More of QEMU's options, for source and destination, and words for the guest's kernel.
+SCENARIO_QEMU=() GUEST_WORDS=''
 # Where the guest's console goes: a file, or a fifo that somebody reads.
 SOURCE_CONSOLE='' MAIN_CONSOLE=''
 
@@ -70,17 +74,23 @@ scenario_start_sub_host() {
 		--name "$name" --memory "${mib}M" --listen "$ip:7000" --data "tcp:$ip:7001" --insecure
 }
 
-# scenario_start_qemu WHAT HOST CONSOLE SMEMV-RUN-OPTIONS...
-scenario_start_qemu() {
-	scenario_start "$1" "$2" "$3" "$SMEMV_BIN/vmm/smemv-run" "${@:4}" -- \
-		qemu-system-x86_64 -accel tcg,thread=multi -cpu "max,-erms,-la57,-smap" -smp 2 \
-		-M pc,memory-backend=ram0 -m "${GUEST_MIB}M" \
-		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$2.ram,size=${GUEST_MIB}M" \
-		-nodefaults -no-user-config -display none -no-reboot -serial stdio \
-		-kernel "$GUEST_KERNEL" -initrd "$GUEST_INITRD" \
+# scenario_qemu_line HOST: QEMU's command line there, into QEMU_LINE.
+scenario_qemu_line() {
+	QEMU_LINE=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu "max,-erms,-la57,-smap" -smp 2
+		-M "pc,memory-backend=ram0" -m "${GUEST_MIB}M"
+		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$1.ram,size=${GUEST_MIB}M"
+		-nodefaults -no-user-config -display none -no-reboot
+		-kernel "$GUEST_KERNEL" -initrd "$GUEST_INITRD" "${SCENARIO_QEMU[@]}"
 		-append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off smemv.seed=$SEED \
 smemv.test_mib=$TEST_MIB smemv.hot_mib=$HOT_MIB smemv.hot_period_ms=$HOT_PERIOD_MS \
-smemv.sweep_pps=$SWEEP_PPS"
+smemv.sweep_pps=$SWEEP_PPS $GUEST_WORDS")
+}
+
+# scenario_start_qemu WHAT HOST CONSOLE SMEMV-RUN-OPTIONS...
+scenario_start_qemu() {
+	scenario_qemu_line "$2"
+	scenario_start "$1" "$2" "$3" "$SMEMV_BIN/vmm/smemv-run" "${@:4}" -- \
+		"${QEMU_LINE[@]}" -serial stdio
 }
 
 scenario_start_source() {
@@ -131,7 +141,7 @@ scenario_up() {
 scenario_migrate() {
 	local -a environment
 	read -r -a environment <<<"${SCENARIO_ENV[migrate]-}"
-	host_run source env "${environment[@]}" "$SMEMV_BIN/migrator/smemv-migrate" run --vm guest \
+	host_run source env "${environment[@]}" "$SMEMV_BIN/migrator/smemv-migrate" run "${SOURCE_VM[@]}" \
 		--to "$MAIN_IP:7000" --to-vm guest --sub-host "$SUB1_IP:7000" --sub-host "$SUB2_IP:7000" \
 		--budget "${BUDGET_KIB}K" --insecure "$@"
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * inject_stress PID N: N times a userfaultfd made, fetched and closed in a process, and how long
+ * inject_stress PID N: N / 2 times a userfaultfd made, fetched and closed in a process, and how long
  * one of its threads was stopped for each: "injections=200 failed=0 p50_us=... max_us=...".
  */
 #include "vmm/inject.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/pidfd.h>
@@ -35,7 +36,7 @@ static long call(struct smv_inject *inject, long nr, uint64_t argument, uint64_t
 
 static int once(struct smv_inject *inject, int pidfd, uint64_t pauses_ns[2])
 {
-	long fd = call(inject, SYS_userfaultfd, O_CLOEXEC, &pauses_ns[0]);
+	long fd = call(inject, SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY, &pauses_ns[0]);
 	int copy = fd < 0 ? -1 : pidfd_getfd(pidfd, (int)fd, 0);
 
 	if (copy >= 0)
