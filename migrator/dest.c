@@ -37,9 +37,11 @@ struct smv_reporter {
 static int call(struct smv_dest *d, const char *method, const void *request, void **response,
 	unsigned int timeout_ms, struct smv_error *err)
 {
-	int r = smv_rpc_client_call(d->client, &smemv__v1__pager__descriptor, method, request,
-		(ProtobufCMessage **)response, timeout_ms, false, err);
+	int r = d->interrupted ? d->interrupted(err) : 0;
 
+	if (r == 0)
+		r = smv_rpc_client_call(d->client, &smemv__v1__pager__descriptor, method, request,
+			(ProtobufCMessage **)response, timeout_ms, false, err);
 	if (r == 0)
 		d->last_contact_ns = smv_now_ns();
 	return r;
@@ -50,17 +52,25 @@ static void done(void *response)
 	smv_rpc_message_free(response);
 }
 
-int smv_dest_open(const struct smv_addr *addr, struct smv_dest *d, struct smv_error *err)
+int smv_dest_new_id(char id[33], struct smv_error *err)
 {
-	unsigned char id[16];
+	unsigned char bytes[16];
+
+	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
+		return smv_fail(
+			err, SMV_INTERNAL, "random", NULL, "getrandom: %s", strerror(errno));
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		snprintf(id + 2 * i, 3, "%02x", bytes[i]);
+	return 0;
+}
+
+int smv_dest_open(
+	const struct smv_addr *addr, const char *id, struct smv_dest *d, struct smv_error *err)
+{
 	int r;
 
 	memset(d, 0, sizeof(*d));
-	if (getrandom(id, sizeof(id), 0) != sizeof(id))
-		return smv_fail(
-			err, SMV_INTERNAL, "random", NULL, "getrandom: %s", strerror(errno));
-	for (size_t i = 0; i < sizeof(id); i++)
-		snprintf(d->migration_id + 2 * i, 3, "%02x", id[i]);
+	snprintf(d->migration_id, sizeof(d->migration_id), "%s", id);
 	d->reporter = calloc(1, sizeof(*d->reporter));
 	if (!d->reporter)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
@@ -367,30 +377,33 @@ enum smv_verdict smv_dest_abort(
 	struct smv_dest *d, const char *why, unsigned int timeout_ms, char *state, size_t state_len)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+	enum smv_verdict verdict = SMV_VERDICT_UNKNOWN;
 	struct smv_error err;
 
+	d->interrupted = NULL;
 	for (;;) {
 		Smemv__V1__AbortMigrationRequest q = SMEMV__V1__ABORT_MIGRATION_REQUEST__INIT;
 		Smemv__V1__MigrationVerdict *v = NULL;
-		enum smv_verdict verdict;
 
 		q.migration_id = d->migration_id;
 		q.why = (char *)why;
 		if (call(d, "AbortMigration", &q, (void **)&v, ABORT_CALL_TIMEOUT_MS, &err) == 0) {
 			verdict = verdict_of(v, state, state_len, &err);
 			done(v);
-			return verdict;
+			if (verdict != SMV_VERDICT_OPEN)
+				return verdict;
+			smv_fail(&err, SMV_UNKNOWN, "committing", NULL, "it is committing");
 		}
 		/* Until the commit is asked for nobody but us can bring it about. */
 		if (!d->commit_sent && err.code == SMV_NOT_FOUND)
 			return SMV_VERDICT_ABORTED;
 		/* Without a grant there is nothing to abort, unless its answer was lost. */
 		if (!d->granted)
-			return SMV_VERDICT_UNKNOWN;
+			return verdict;
 		if (smv_now_ns() > end) {
 			smv_log_warning(
 				"the main host does not confirm the abort: %s", err.message);
-			return SMV_VERDICT_UNKNOWN;
+			return verdict;
 		}
 		smv_sleep_ms(200);
 	}

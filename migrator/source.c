@@ -66,26 +66,31 @@ static int open_process(struct smv_source *s, const char *qmp_path, const char *
 {
 	int r;
 
-	if (shim_path) {
-		r = smv_guest_process_open_shim(shim_path, &s->process, err);
+	if (shim_path && shim_path[0]) {
+		r = smv_guest_process_open_shim(shim_path, &s->guest, err);
 	} else {
-		r = smv_guest_process_open_pid(pid, &s->process, err);
+		r = smv_guest_process_open_pid(pid, &s->guest, err);
 		if (!r)
 			r = smv_guest_process_owns_qmp(
-				s->process, qmp_path, smv_qmp_peer_pid(s->qmp), err);
+				s->guest, qmp_path, smv_qmp_peer_pid(s->qmp), err);
 	}
-	if (!r)
-		s->pid = smv_guest_process_pid(s->process);
-	return r;
+	if (r < 0)
+		return r;
+	if (smv_process_identify(smv_guest_process_pid(s->guest), &s->process) < 0)
+		return smv_fail(err, SMV_UNAVAILABLE, "qmp-gone",
+			"Is this the process that you mean?",
+			"the source's QEMU (process %d) has ended",
+			(int)smv_guest_process_pid(s->guest));
+	return 0;
 }
 
 static int open_pagemap(struct smv_source *s, struct smv_error *err)
 {
-	s->pagemap_fd = smv_pagemap_open(s->pid);
+	s->pagemap_fd = smv_pagemap_open(s->process.pid);
 	if (s->pagemap_fd >= 0)
 		return 0;
 	return smv_fail(err, SMV_PERMISSION, "process", "Run as the same user as QEMU, or root.",
-		"cannot open /proc/%d/pagemap: %s", (int)s->pid, strerror(-s->pagemap_fd));
+		"cannot open /proc/%d/pagemap: %s", (int)s->process.pid, strerror(-s->pagemap_fd));
 }
 
 static void init(struct smv_source *s)
@@ -104,8 +109,8 @@ static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, s
 		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
 		(r = open_process(s, qmp_path, shim_path, pid, err)) < 0 ||
 		(r = check_running(s, err)) < 0 ||
-		(r = smv_allow_list_check_pid(s->qmp, s->pid, err)) < 0 ||
-		(r = smv_guest_ram_find(s->qmp, s->pid, &s->ram, err)) < 0)
+		(r = smv_allow_list_check_pid(s->qmp, s->process.pid, err)) < 0 ||
+		(r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
 		return r;
 	return open_pagemap(s, err);
 }
@@ -138,12 +143,12 @@ static int find_refusals(struct smv_source *s, const char *qmp_path, const char 
 		smv_refusals_add(list, err);
 	if (check_running(s, err) < 0 && smv_refusals_take(list, err) < 0)
 		return smv_code_to_errno(err->code);
-	if ((r = smv_allow_list_collect(s->qmp, have_process ? s->pid : -1, list, err)) < 0)
+	if ((r = smv_allow_list_collect(s->qmp, have_process ? s->process.pid : -1, list, err)) < 0)
 		return r;
 	if (!have_process)
 		return 0;
 	/* A VM without shared RAM is told so once. */
-	if (smv_guest_ram_find(s->qmp, s->pid, &s->ram, err) < 0 &&
+	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 &&
 		!(strcmp(err->reason, "ram-not-shared") == 0 &&
 			smv_refusals_have(list, "ram-backend")) &&
 		smv_refusals_take(list, err) < 0)
@@ -166,16 +171,94 @@ int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
 	return r;
 }
 
+json_t *smv_source_undo(const struct smv_source *s)
+{
+	json_t *caps = s->caps_saved ? json_object() : json_null();
+
+	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
+		json_object_set_new(caps, capabilities[i], json_boolean(s->caps[i]));
+	return json_pack("{s:b, s:b, s:i, s:o}", "tracked", s->registered, "migrating",
+		s->migrating, "uffd", s->guest ? smv_guest_process_uffd_number(s->guest) : -1,
+		"capabilities", caps);
+}
+
+static void load_undo(struct smv_source *s, const json_t *undo)
+{
+	const json_t *caps = json_object_get(undo, "capabilities");
+
+	s->registered = json_is_true(json_object_get(undo, "tracked"));
+	s->migrating = json_is_true(json_object_get(undo, "migrating"));
+	s->caps_saved = json_is_object(caps);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
+		s->caps[i] = json_is_true(json_object_get(caps, capabilities[i]));
+}
+
+/* The userfaultfd that the former smemv-migrate had. By ptrace there may be none yet: it died
+ * before anything was registered. */
+static int get_former_uffd(struct smv_source *s, const json_t *undo, struct smv_error *err)
+{
+	json_int_t number = -1;
+	bool fresh;
+	int r;
+
+	json_unpack((json_t *)undo, "{s:I}", "uffd", &number);
+	if (!smv_guest_process_is_traced(s->guest))
+		return smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err);
+	if (number < 0)
+		return 0;
+	r = smv_guest_process_adopt_uffd(s->guest, (int)number, err);
+	return r < 0 ? r : smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err);
+}
+
+int smv_source_reopen(const char *qmp_path, const char *shim_path,
+	const struct smv_process *process, const json_t *undo, struct smv_source *s,
+	struct smv_error *err)
+{
+	CLEANUP_CLOSE int pidfd = smv_process_open(process);
+	int r;
+
+	init(s);
+	if (pidfd < 0)
+		return smv_fail(err, SMV_NOT_FOUND, "source-gone", NULL,
+			"the source's QEMU (process %d) has ended", (int)process->pid);
+	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
+		(r = open_process(s, qmp_path, shim_path, process->pid, err)) < 0)
+		return r;
+	if (s->process.pid != process->pid || s->process.start_time != process->start_time)
+		return smv_fail(err, SMV_REFUSED, "other-vm", NULL,
+			"at %s there is another QEMU (process %d) than the source (process %d)",
+			qmp_path, (int)s->process.pid, (int)process->pid);
+	load_undo(s, undo);
+	if (!s->registered)
+		return 0;
+	/* Tracking that goes on costs the VM little: never let it keep the VM from running. */
+	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 ||
+		get_former_uffd(s, undo, err) < 0) {
+		smv_log_warning("the source's RAM stays tracked: %s", err->message);
+		s->registered = false;
+	}
+	return 0;
+}
+
+static int record(struct smv_source *s, struct smv_error *err)
+{
+	return s->record ? s->record(s->record_ctx, err) : 0;
+}
+
 int smv_source_attach(struct smv_source *s, struct smv_error *err)
 {
 	bool fresh;
-	int r = smv_guest_process_get_uffd(s->process, &s->uffd, &fresh, err);
+	int r;
 
-	if (r < 0)
+	s->registered = true;
+	if ((r = record(s, err)) < 0 ||
+		(r = smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err)) < 0)
+		return r;
+	/* By ptrace: which descriptor to close in it, should we die. */
+	if (smv_guest_process_is_traced(s->guest) && (r = record(s, err)) < 0)
 		return r;
 	if (fresh)
 		r = smv_uffd_api(s->uffd, SMV_UFFD_TRACK);
-	s->registered = true;
 	for (unsigned int i = 0; i < s->ram.nr_blocks && r == 0; i++)
 		r = smv_uffd_register(s->uffd, s->ram.blocks[i].host_addr,
 			s->ram.blocks[i].size_bytes, UFFDIO_REGISTER_MODE_WP);
@@ -195,7 +278,7 @@ int smv_source_zap(struct smv_source *s, struct smv_error *err)
 			uint64_t left = b->size_bytes - off;
 			struct smv_shim_range range = {
 				b->host_addr + off, left < ZAP_CHUNK ? left : ZAP_CHUNK};
-			int r = smv_guest_process_zap(s->process, &range, 1, err);
+			int r = smv_guest_process_zap(s->guest, &range, 1, err);
 
 			if (r < 0)
 				return r;
@@ -213,12 +296,14 @@ int smv_source_start_migration(struct smv_source *s, const char *uri, struct smv
 		if ((r = smv_qmp_get_capability(s->qmp, capabilities[i], &s->caps[i], err)) < 0)
 			return r;
 	s->caps_saved = true;
+	s->migrating = true;
+	if ((r = record(s, err)) < 0)
+		return r;
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
 		if ((r = smv_qmp_set_capability(s->qmp, capabilities[i], true, err)) < 0)
 			return r;
 	while (smv_qmp_next_event(s->qmp, 0, &event) == 0)
 		json_decref(event); /* of an earlier time */
-	s->migrating = true;
 	return smv_qmp_execute(
 		s->qmp, "migrate", json_pack("{s:s}", "uri", uri), NULL, SMV_QMP_TIMEOUT_MS, err);
 }
@@ -331,12 +416,12 @@ void smv_source_detach(struct smv_source *s)
 			smv_log_warning("cannot restore QEMU's migration capability %s: %s",
 				capabilities[i], err.message);
 	s->caps_saved = false;
-	for (unsigned int i = 0; s->registered && i < s->ram.nr_blocks; i++)
+	for (unsigned int i = 0; s->uffd >= 0 && i < s->ram.nr_blocks; i++)
 		smv_uffd_unregister(
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {
 		close(s->uffd);
-		smv_guest_process_close_uffd(s->process);
+		smv_guest_process_close_uffd(s->guest);
 	}
 	s->registered = false;
 	s->uffd = -1;
@@ -347,7 +432,7 @@ void smv_source_close(struct smv_source *s)
 	smv_guest_ram_release(&s->ram);
 	if (s->pagemap_fd >= 0)
 		close(s->pagemap_fd);
-	smv_guest_process_close(s->process);
+	smv_guest_process_close(s->guest);
 	if (s->qmp)
 		smv_qmp_close(s->qmp);
 }
