@@ -4,20 +4,19 @@
 # a user without privileges in QEMU's sandbox, and as a daemon that gave its privileges up. Each is
 # migrated while it works, and its memory verified at the main host.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-small_guest
-SWEEP_PPS=60000
+# shellcheck disable=SC2034 # for scenario.sh
+GUEST_MIB=192 TEST_MIB=112 HOT_MIB=12 SWEEP_PPS=60000 MAIN_CONSOLE='' BUDGET_KIB=$((56 * 1024))
 DAEMON_USER=nobody
 SANDBOX=on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 WAY=shim-sandbox
 VMS=/tmp/vms
-MAIN_CONSOLE=
 
 unprivileged=(setpriv "--reuid=$DAEMON_USER" --regid=nogroup --clear-groups --inh-caps=-all
 	--bounding-set=-all --no-new-privs)
 
 # QEMU's user may open /dev/userfaultfd in the source's host, and only there.
 grant_userfaultfd() {
-	host_run source mknod -m 666 /tmp/userfaultfd c 10 "$(stat -c %T /dev/userfaultfd | sed 's/^/0x/' | xargs printf %d)"
+	host_run source mknod -m 666 /tmp/userfaultfd c 10 "$((0x$(stat -c %T /dev/userfaultfd)))"
 	host_run source mount --bind /tmp/userfaultfd /dev/userfaultfd
 }
 
@@ -25,6 +24,7 @@ scenario_start_source() {
 	local -a line
 	[[ -e $(host_path source /tmp/userfaultfd) ]] || grant_userfaultfd
 	scenario_qemu_line source
+	# shellcheck disable=SC2054 # the commas are QEMU's
 	line=("${QEMU_LINE[@]}" -serial file:/tmp/source.console -pidfile /tmp/qemu.pid)
 	case $WAY in
 	*-sandbox) line+=(-sandbox "$SANDBOX") ;;
@@ -35,14 +35,15 @@ scenario_start_source() {
 		line=("$SMEMV_BIN/vmm/smemv-run" --vm guest --runtime-dir "$VMS" -- "${line[@]}")
 		SOURCE_VM=(--vm guest --runtime-dir "$VMS")
 		;;
-	ptrace-*) line+=(-qmp unix:/tmp/qmp.sock,server=on,wait=off) ;;
+	ptrace-*) line+=(-qmp "unix:/tmp/qmp.sock,server=on,wait=off") ;;
 	esac
 	[[ $WAY != *-sandbox ]] || line=("${unprivileged[@]}" "${line[@]}")
 	scenario_start source-vm source "$LAB_DIR/source.log" "${line[@]}"
 	scenario_wait 20 "QEMU's pid file" test -s "$(host_path source /tmp/qemu.pid)"
 	QEMU_PID=$(<"$(host_path source /tmp/qemu.pid)")
+	# shellcheck disable=SC2034 # for scenario.sh
 	[[ $WAY != ptrace-* ]] || SOURCE_VM=(--pid "$QEMU_PID" --qmp /tmp/qmp.sock)
-	[[ $WAY != *-daemon ]] || SCENARIO_PID[source-vm]=$QEMU_PID
+	[[ $WAY != *-daemon ]] || SCENARIO_PID["source-vm"]=$QEMU_PID
 }
 
 is_unprivileged() {
@@ -60,6 +61,9 @@ no_userfaultfd_left() {
 }
 not_traced() {
 	! grep -h '^TracerPid:' "/proc/$QEMU_PID"/task/*/status | grep -qv '	0$'
+}
+no_migration_left() {
+	[[ -z $(find "$(host_path source /run/smemv/migrations)" -mindepth 1 -type d) ]]
 }
 many_calls() {
 	"$SMEMV_BIN/tests/unit/inject_stress" "$QEMU_PID" 200 | tee "$LAB_DIR/inject" &&
@@ -92,6 +96,16 @@ journey() {
 	*-sandbox) check "$WAY: in a sandbox" in_a_sandbox ;;
 	*-daemon) check "$WAY: as a daemon" is_daemon ;;
 	esac
+	if [[ $WAY == ptrace-sandbox ]]; then
+		SCENARIO_ENV[migrate]="SMEMV_FAULT=round-0:kill"
+		migrate
+		SCENARIO_ENV[migrate]=
+		check "$WAY: smemv-migrate was killed" test "$RC" -eq 137
+		check "$WAY: its supervisor leaves nothing in the source" \
+			scenario_wait 20 "the supervisor" no_userfaultfd_left
+		check "$WAY: the source runs on" runs_on source
+		scenario_wait 20 "the end of the supervisor" no_migration_left
+	fi
 	if [[ $WAY == ptrace-daemon ]]; then
 		check "$WAY: 200 of 200 system calls in a VM that works" many_calls
 		check "$WAY: it works on" runs_on source
@@ -111,15 +125,12 @@ journey() {
 		test "$(last_heartbeat main mismatches)" -eq 0
 }
 
-lab_create
-host_link() {
-	# The console is made in the host's /tmp, which exists once the host does.
-	link_console
-}
+# The console is made in the host's /tmp, which exists once the host does.
 scenario_guest_ready() {
-	host_link
+	link_console
 	grep -aq 'SMEMV READY' "$LAB_DIR/source.console" 2>/dev/null
 }
+lab_create
 scenario_up
 journey
 for way in ptrace-sandbox ptrace-daemon shim-daemon; do

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * inject_stress PID N: N / 2 times a userfaultfd made, fetched and closed in a process, and how long
- * one of its threads was stopped for each: "injections=200 failed=0 p50_us=... max_us=...".
+ * inject_stress PID N: N / 2 times a userfaultfd made, fetched and closed in a process, and how
+ * long one of its threads was stopped for each: "injections=200 failed=0 p50_us=... max_us=...".
  */
 #include "vmm/inject.h"
 

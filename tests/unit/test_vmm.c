@@ -2,6 +2,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "vmm/allow_list.h"
+#include "vmm/disks.h"
 #include "vmm/guest_ram.h"
 #include "vmm/maps.h"
 #include "vmm/qmp.h"
@@ -687,6 +688,107 @@ Test(allow_list, refuses_by_name)
 	}
 	unlink(disk);
 }
+
+/* --- disks ----------------------------------------------------------------------------------- */
+
+#define TWO_DISKS                                                                                  \
+	PLAIN "$(truncate -s 1M $DISK $DISK.2) -drive if=none,id=d,format=raw,cache=none,"         \
+	      "aio=native,discard=unmap,file=$DISK -device virtio-blk-pci,drive=d -blockdev "      \
+	      "driver=file,node-name=f2,filename=$DISK.2,cache.direct=on,aio=native,"              \
+	      "auto-read-only=on -blockdev driver=raw,node-name=r2,file=f2,cache.direct=on "       \
+	      "-object iothread,id=io -device virtio-blk-pci,drive=r2,iothread=io "
+
+/* How many descriptors of QEMU on the disk's files have O_DIRECT, of how many. */
+static void count_direct(const struct vm *vm, unsigned int *direct, unsigned int *all)
+{
+	char command[300], line[64];
+	FILE *out;
+
+	*direct = *all = 0;
+	snprintf(command, sizeof(command),
+		"for f in $(find /proc/%d/fd -lname \"$DISK*\"); do grep ^flags: "
+		"/proc/%d/fdinfo/$(basename $f); done",
+		vm->child, vm->child);
+	out = popen(command, "r");
+	cr_assert(out);
+	while (fgets(line, sizeof(line), out)) {
+		++*all;
+		*direct += (strtoul(line + 7, NULL, 8) & O_DIRECT) != 0;
+	}
+	pclose(out);
+}
+
+static void check_reopen(const char *more)
+{
+	struct smv_error err = {0};
+	unsigned int direct, all;
+	json_t *record, *again;
+	struct vm vm;
+	char args[1500], disk[64];
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	setenv("DISK", disk, 1);
+	snprintf(args, sizeof(args), "%s %s", TWO_DISKS, more);
+	start(&vm, args);
+	cr_expect_lt(smv_allow_list_check(vm.qmp, &err), 0);
+	cr_expect_str_eq(err.reason, "cache-direct");
+	count_direct(&vm, &direct, &all);
+	cr_assert(direct == 2 && all == 2);
+	cr_assert_eq(smv_disks_reopen(vm.qmp, &record, &err), 0, "%s", err.message);
+	cr_expect_eq(json_array_size(record), 2);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 0 && all == 2, "%u of %u", direct, all);
+	cr_expect_eq(smv_allow_list_check(vm.qmp, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_disks_reopen(vm.qmp, &again, &err), 0, "%s", err.message);
+	cr_expect_eq(json_array_size(again), 0, "there is nothing left to do");
+	json_decref(again);
+	cr_assert_eq(smv_disks_put_back(vm.qmp, record, &err), 0, "%s", err.message);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 2 && all == 2);
+	cr_expect_eq(smv_disks_put_back(vm.qmp, record, &err), 0, "%s", err.message);
+	json_decref(record);
+	stop(&vm);
+	unlink(disk);
+	strcat(disk, ".2");
+	unlink(disk);
+}
+
+Test(disks, are_reopened_and_put_back)
+{
+	check_reopen("");
+}
+
+Test(disks, of_a_vm_that_waits_are_reopened)
+{
+	check_reopen("-incoming defer");
+}
+
+#ifdef SMEMV_FAULT_POINTS
+/* QEMU does not do it for the second: the first is put back. */
+Test(disks, all_or_none)
+{
+	struct smv_error err = {0};
+	unsigned int direct, all;
+	json_t *record;
+	struct vm vm;
+	char disk[64];
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	setenv("DISK", disk, 1);
+	setenv("SMEMV_FAULT", "disk-reopen:skip:2", 1);
+	start(&vm, TWO_DISKS);
+	cr_expect_lt(smv_disks_reopen(vm.qmp, &record, &err), 0);
+	cr_expect_str_eq(err.reason, "disk-reopen", "%s", err.message);
+	cr_expect(err.hint[0]);
+	cr_expect_null(record);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 2 && all == 2);
+	stop(&vm);
+	unlink(disk);
+	strcat(disk, ".2");
+	unlink(disk);
+}
+#endif
 
 /* --- shim ------------------------------------------------------------------------------------ */
 
