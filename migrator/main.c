@@ -39,6 +39,7 @@ enum {
 	OPT_VM_QMP,
 	OPT_PID,
 	OPT_QMP,
+	OPT_REOPEN_DISKS,
 	OPT_MAX_THROTTLE,
 	OPT_VERDICT_TIMEOUT,
 	OPT_STATE_DIR,
@@ -91,6 +92,8 @@ static const struct argp_option options[] = {
 		"slow the VM's processors down by up to this when the rounds do not get there "
 		"(default 0: never)",
 		3},
+	{"reopen-disks", OPT_REOPEN_DISKS, NULL, 0,
+		"open cache.direct=on disks without O_DIRECT for the time of the migration", 3},
 	{"bandwidth", 'B', "RATE", 0, "bytes per second at most, e.g. 500M (default: no limit)", 3},
 	{"timeout", 'W', "S", 0, "give up after this many seconds (default: never)", 3},
 	{"verdict-timeout", OPT_VERDICT_TIMEOUT, "S", 0,
@@ -219,6 +222,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_PID:
 		run->pid = (pid_t)number(state, "--pid", arg, 1);
+		return 0;
+	case OPT_REOPEN_DISKS:
+		run->reopen_disks = true;
 		return 0;
 	case OPT_QMP:
 		opts.qmp = arg;

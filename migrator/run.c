@@ -174,8 +174,10 @@ static int check(struct run *run, struct smv_error *err)
 	int r;
 
 	smv_progress_phase("check", "checking the source");
-	r = o->pid ? smv_source_open_pid(o->qmp_path, o->pid, &run->source, err)
-		   : smv_source_open(o->qmp_path, o->shim_path, &run->source, err);
+	r = o->reopen_disks ? smv_source_open_reopening(
+				      o->qmp_path, o->shim_path, o->pid, &run->source, err)
+	    : o->pid ? smv_source_open_pid(o->qmp_path, o->pid, &run->source, err)
+		     : smv_source_open(o->qmp_path, o->shim_path, &run->source, err);
 	if (r < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;

@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "vmm/allow_list.h"
+#include "vmm/disks.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -99,8 +100,26 @@ static void init(struct smv_source *s)
 	s->uffd = s->pagemap_fd = -1;
 }
 
-static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, struct smv_source *s,
-	struct smv_error *err)
+/* Everything but disks that can be reopened. */
+static int check_but_disks(struct smv_source *s, struct smv_error *err)
+{
+	struct smv_refusals list = {0};
+	int r = smv_allow_list_collect(s->qmp, s->process.pid, &list, err);
+
+	for (size_t i = 0; i < list.nr && r == 0; i++)
+		if (strcmp(list.list[i].reason, "cache-direct") != 0) {
+			if (err)
+				*err = list.list[i];
+			r = smv_code_to_errno(list.list[i].code);
+		}
+	if (r == 0 && list.incomplete)
+		r = smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
+	smv_refusals_free(&list);
+	return r < 0 ? r : smv_disks_find(s->qmp, &s->disks, err);
+}
+
+static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, bool reopen_disks,
+	struct smv_source *s, struct smv_error *err)
 {
 	int r;
 
@@ -108,9 +127,11 @@ static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, s
 	if ((r = smv_kernel_check(err)) < 0 ||
 		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
 		(r = open_process(s, qmp_path, shim_path, pid, err)) < 0 ||
-		(r = check_running(s, err)) < 0 ||
-		(r = smv_allow_list_check_pid(s->qmp, s->process.pid, err)) < 0 ||
-		(r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
+		(r = check_running(s, err)) < 0)
+		return r;
+	r = reopen_disks ? check_but_disks(s, err)
+			 : smv_allow_list_check_pid(s->qmp, s->process.pid, err);
+	if (r < 0 || (r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
 		return r;
 	return open_pagemap(s, err);
 }
@@ -118,13 +139,19 @@ static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, s
 int smv_source_open(
 	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
 {
-	return open_source(qmp_path, shim_path, 0, s, err);
+	return open_source(qmp_path, shim_path, 0, false, s, err);
 }
 
 int smv_source_open_pid(
 	const char *qmp_path, pid_t pid, struct smv_source *s, struct smv_error *err)
 {
-	return open_source(qmp_path, NULL, pid, s, err);
+	return open_source(qmp_path, NULL, pid, false, s, err);
+}
+
+int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, shim_path, pid, true, s, err);
 }
 
 /* Each step by itself, as far as the ones before allow it. */
@@ -177,9 +204,9 @@ json_t *smv_source_undo(const struct smv_source *s)
 
 	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
 		json_object_set_new(caps, capabilities[i], json_boolean(s->caps[i]));
-	return json_pack("{s:b, s:b, s:i, s:o}", "tracked", s->registered, "migrating",
+	return json_pack("{s:b, s:b, s:i, s:O?, s:o}", "tracked", s->registered, "migrating",
 		s->migrating, "uffd", s->guest ? smv_guest_process_uffd_number(s->guest) : -1,
-		"capabilities", caps);
+		"disks", s->disks, "capabilities", caps);
 }
 
 static void load_undo(struct smv_source *s, const json_t *undo)
@@ -189,6 +216,7 @@ static void load_undo(struct smv_source *s, const json_t *undo)
 	s->registered = json_is_true(json_object_get(undo, "tracked"));
 	s->migrating = json_is_true(json_object_get(undo, "migrating"));
 	s->caps_saved = json_is_object(caps);
+	s->disks = json_incref(json_object_get(undo, "disks"));
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
 		s->caps[i] = json_is_true(json_object_get(caps, capabilities[i]));
 }
@@ -251,7 +279,8 @@ int smv_source_attach(struct smv_source *s, struct smv_error *err)
 	int r;
 
 	s->registered = true;
-	if ((r = record(s, err)) < 0 ||
+	if ((r = record(s, err)) < 0 || (r = smv_disks_reopen(s->qmp, s->disks, err)) < 0 ||
+		(s->disks && (r = smv_allow_list_check_blocks(s->qmp, err)) < 0) ||
 		(r = smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err)) < 0)
 		return r;
 	/* By ptrace: which descriptor to close in it, should we die. */
@@ -425,10 +454,17 @@ void smv_source_detach(struct smv_source *s)
 	}
 	s->registered = false;
 	s->uffd = -1;
+	/* Last: while writes are tracked none may go past the page tables. */
+	if (smv_disks_put_back(s->qmp, s->disks, &err) < 0)
+		smv_log_warning(
+			"a disk of the source stays with cache.direct=off: %s", err.message);
+	json_decref(s->disks);
+	s->disks = NULL;
 }
 
 void smv_source_close(struct smv_source *s)
 {
+	json_decref(s->disks);
 	smv_guest_ram_release(&s->ram);
 	if (s->pagemap_fd >= 0)
 		close(s->pagemap_fd);

@@ -30,6 +30,8 @@ struct smv_source {
 	int pagemap_fd;
 	bool registered;
 	bool migrating; /* QEMU's "migrate" was issued */
+	json_t *disks; /* that are to be open without O_DIRECT, see vmm/disks.h; NULL: not asked for
+			*/
 	/* Capabilities as they were. */
 	bool caps_saved;
 	bool caps[3];
@@ -47,6 +49,12 @@ int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_sour
  * a QMP socket of it at @qmp_path that no other client holds. */
 int smv_source_open_pid(
 	const char *qmp_path, pid_t pid, struct smv_source *source, struct smv_error *err);
+
+/** smv_source_open_reopening - as one of the two above (@shim_path: NULL or empty, then @pid), for
+ * a VM whose cache.direct disks are to be reopened: they are no reason to refuse, and
+ * smv_source_attach() switches them; smv_source_detach() puts them back. */
+int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *source, struct smv_error *err);
 
 /**
  * smv_source_refusals - everything that keeps this VM from being migrated, not only the first:
@@ -70,7 +78,8 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 /** smv_source_undo - what must be put back in QEMU; for a journal. */
 json_t *smv_source_undo(const struct smv_source *source);
 
-/** smv_source_attach - get QEMU's userfaultfd and register its RAM for write tracking. */
+/** smv_source_attach - reopen disks, if that was asked for; get QEMU's userfaultfd and register its
+ * RAM for write tracking. */
 int smv_source_attach(struct smv_source *source, struct smv_error *err);
 
 /** smv_source_zap - drop all page-table entries of the RAM; the data stays. */

@@ -92,33 +92,40 @@ static int set_direct(struct smv_qmp *qmp, const char *name, bool on, struct smv
 		*text ? text : "no reason");
 }
 
-int smv_disks_reopen(struct smv_qmp *qmp, json_t **record, struct smv_error *err)
+int smv_disks_find(struct smv_qmp *qmp, json_t **record, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *nodes = NULL;
-	CLEANUP_JSON json_t *done = json_array();
+	CLEANUP_JSON json_t *found = json_array();
 	json_t *node;
 	size_t i;
 	int r = query_nodes(qmp, &nodes, err);
 
-	*record = NULL;
-	if (!done)
-		return smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
-	json_array_foreach (nodes, i, node) {
-		if (r < 0)
-			break;
-		if (!is_host_file(node) || !is_direct(node))
-			continue;
-		r = set_direct(qmp, string(node, "node-name"), false, err);
-		if (!r)
-			json_array_append_new(
-				done, json_pack("{s:s, s:s, s:s}", "node",
-					      string(node, "node-name"), "driver",
-					      string(node, "drv"), "file", string(node, "file")));
-	}
-	if (r < 0 && (!json_array_size(done) || smv_disks_put_back(qmp, done, NULL) == 0))
+	if (r < 0)
 		return r;
-	*record = smv_take(done);
-	return r;
+	if (!found)
+		return smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
+	json_array_foreach (nodes, i, node)
+		if (is_host_file(node) && is_direct(node))
+			json_array_append_new(
+				found, json_pack("{s:s, s:s, s:s}", "node",
+					       string(node, "node-name"), "driver",
+					       string(node, "drv"), "file", string(node, "file")));
+	*record = smv_take(found);
+	return 0;
+}
+
+int smv_disks_reopen(struct smv_qmp *qmp, const json_t *record, struct smv_error *err)
+{
+	json_t *entry;
+	size_t i;
+
+	json_array_foreach ((json_t *)record, i, entry) {
+		int r = set_direct(qmp, string(entry, "node"), false, err);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
 }
 
 int smv_disks_put_back(struct smv_qmp *qmp, const json_t *record, struct smv_error *err)

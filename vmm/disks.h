@@ -22,18 +22,16 @@
 
 #include <jansson.h>
 
-/**
- * smv_disks_reopen - open all host files of block nodes without O_DIRECT.
- * @record: gets a new array of {"node", "driver", "file"}, one for each node that was changed;
- *	empty when there was none. For smv_disks_put_back(), and for a journal.
- *
- * All or none: what was changed is put back on failure, where that is possible; then *record tells
- * what it was not for, else it is NULL.
- */
-int smv_disks_reopen(struct smv_qmp *qmp, json_t **record, struct smv_error *err);
+/** smv_disks_find - which block nodes must be reopened: @record gets a new array of {"node",
+ * "driver", "file"}, empty when there is none. Nothing is changed; write it to a journal first. */
+int smv_disks_find(struct smv_qmp *qmp, json_t **record, struct smv_error *err);
 
-/** smv_disks_put_back - with O_DIRECT again. Nodes that are gone, or that somebody has changed, are
- * left alone. Tries all of them; the first failure is the error. */
+/** smv_disks_reopen - open those of @record without O_DIRECT. After a failure smv_disks_put_back()
+ * restores what was changed. */
+int smv_disks_reopen(struct smv_qmp *qmp, const json_t *record, struct smv_error *err);
+
+/** smv_disks_put_back - with O_DIRECT again. Nodes that are so already, that are gone, or that have
+ * another file by now, are left alone. Tries all; the first failure is the error. */
 int smv_disks_put_back(struct smv_qmp *qmp, const json_t *record, struct smv_error *err);
 
 #endif
