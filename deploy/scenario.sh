@@ -24,6 +24,10 @@ declare -A SCENARIO_ENV=()
 SOURCE_VM=(--vm guest)
 # More of QEMU's options, for source and destination, and words for the guest's kernel.
 SCENARIO_QEMU=() GUEST_WORDS=''
+# A kernel other than the usual one, and modules for the guest.
+GUEST_KERNEL='' GUEST_MODULES=()
+# More options of smemv-run at the destination.
+SCENARIO_DESTINATION=()
 # Where the guest's console goes: a file, or a fifo that somebody reads.
 SOURCE_CONSOLE='' MAIN_CONSOLE=''
 
@@ -104,7 +108,7 @@ scenario_start_source() {
 
 scenario_start_destination() {
 	scenario_start_qemu main-vm main "${MAIN_CONSOLE:=$LAB_DIR/main.console}" \
-		--vm guest --pager "unix:$PAGERD_SOCKET"
+		--vm guest --pager "unix:$PAGERD_SOCKET" "${SCENARIO_DESTINATION[@]}"
 }
 
 scenario_guest_ready() {
@@ -119,8 +123,8 @@ scenario_registered() {
 scenario_up() {
 	local extents
 	extents=$(scenario_room_extents)
-	GUEST_KERNEL=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
-	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" || return
+	[[ -n $GUEST_KERNEL ]] || GUEST_KERNEL=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
+	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" "${GUEST_MODULES[@]}" || return
 	GUEST_INITRD=$LAB_DIR/initramfs.gz
 	host_create source "$SOURCE_IP" && host_create main "$MAIN_IP" &&
 		host_create sub1 "$SUB1_IP" && host_create sub2 "$SUB2_IP" || return
