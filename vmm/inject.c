@@ -5,13 +5,13 @@
 #include "common/clock.h"
 #include "common/fault_point.h"
 #include "vmm/inject_arch.h"
+#include "vmm/tracing.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,7 +19,6 @@
 #include <sys/pidfd.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 
 #ifndef PTRACE_O_SUSPEND_SECCOMP
 #define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
@@ -107,70 +106,11 @@ static int find_code(struct smv_inject *inject, bool likely)
 
 /* --- errors -------------------------------------------------------------------------------- */
 
-/* The value behind "Key:" in a status file, e.g. "Seccomp"; empty when there is none. */
-static void read_status(
-	const struct smv_inject *inject, pid_t tid, const char *key, char *value, size_t len)
-{
-	char path[80];
-	CLEANUP_FREE char *line = NULL;
-	CLEANUP_FILE FILE *file = NULL;
-	size_t size = 0, n = strlen(key);
-
-	value[0] = 0;
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", (int)inject->pid, (int)tid);
-	file = fopen(path, "re");
-	while (file && getline(&line, &size, file) > 0)
-		if (strncmp(line, key, n) == 0 && line[n] == ':') {
-			const char *v = line + n + 1 + strspn(line + n + 1, " \t");
-
-			snprintf(value, len, "%.*s", (int)strcspn(v, "\n"), v);
-			return;
-		}
-}
-
-static long yama_scope(void)
-{
-	CLEANUP_FILE FILE *file = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
-	long scope = 0;
-
-	return file && fscanf(file, "%ld", &scope) == 1 ? scope : 0;
-}
-
-/* Why the kernel said EPERM or EACCES. It does not tell itself; these are its rules. */
-static int not_permitted(const struct smv_inject *inject, pid_t tid, struct smv_error *err)
-{
-	char tracer[32];
-	long scope = yama_scope();
-
-	read_status(inject, tid, "TracerPid", tracer, sizeof(tracer));
-	if (tracer[0] && strcmp(tracer, "0") != 0)
-		return smv_fail(err, SMV_REFUSED, "ptrace-busy",
-			"End the debugger or tracer; a process has one at a time.",
-			"process %d is traced already, by process %s", (int)inject->pid, tracer);
-	if (scope >= 3)
-		return smv_fail(err, SMV_PERMISSION, "ptrace-yama",
-			"Start the VM by smemv-run, which needs no ptrace. (A value of 3 stays "
-			"until "
-			"the next boot.)",
-			"process %d cannot be traced: kernel.yama.ptrace_scope is %ld",
-			(int)inject->pid, scope);
-	if (scope >= 1)
-		return smv_fail(err, SMV_PERMISSION, "ptrace-yama",
-			"Run as root (CAP_SYS_PTRACE), or: sysctl kernel.yama.ptrace_scope=0",
-			"process %d cannot be traced: kernel.yama.ptrace_scope is %ld and we lack "
-			"CAP_SYS_PTRACE",
-			(int)inject->pid, scope);
-	return smv_fail(err, SMV_PERMISSION, "ptrace",
-		"Run as root. In a container it needs CAP_SYS_PTRACE, and a security module "
-		"(SELinux, AppArmor) must allow ptrace.",
-		"process %d cannot be traced: permission denied", (int)inject->pid);
-}
-
 static int fail(
 	const struct smv_inject *inject, pid_t tid, int r, const char *what, struct smv_error *err)
 {
 	if (r == -EPERM || r == -EACCES)
-		return not_permitted(inject, tid, err);
+		return smv_tracing_not_permitted(inject->pid, tid, err);
 	if (r == -ESRCH || r == -ENOENT)
 		return smv_fail(err, SMV_NOT_FOUND, "process", "Is it the process id of QEMU?",
 			"there is no process %d any more (%s)", (int)inject->pid, what);
@@ -201,49 +141,9 @@ struct attempt {
 	int result; /* -EAGAIN: nothing was done, try another thread */
 };
 
-/* The next stop of the thread, or -ETIMEDOUT, or -ESRCH when it has ended. waitpid() knows no
- * time-out, and most stops come within microseconds. */
-static int wait_stop(pid_t tid, unsigned int timeout_ms, int *status)
-{
-	uint64_t start = smv_now_ns();
-
-	for (;;) {
-		pid_t got = waitpid(tid, status, __WALL | __WNOTHREAD | WNOHANG);
-		uint64_t waited = smv_now_ns() - start;
-
-		if (got == tid)
-			return WIFSTOPPED(*status) ? 0 : -ESRCH;
-		if (got < 0 && errno != EINTR)
-			return -ESRCH;
-		if (waited > timeout_ms * SMV_NS_PER_MS)
-			return -ETIMEDOUT;
-		if (waited < 200 * SMV_NS_PER_US) {
-			sched_yield();
-		} else {
-			struct timespec ts = {
-				0, waited < 20 * SMV_NS_PER_MS ? 50 * 1000 : 1000 * 1000};
-
-			nanosleep(&ts, NULL);
-		}
-	}
-}
-
 static int request(int what, pid_t tid, long data)
 {
 	return ptrace(what, tid, NULL, (void *)data) < 0 ? -errno : 0;
-}
-
-static bool is_event_stop(int status)
-{
-	return status >> 16 == PTRACE_EVENT_STOP;
-}
-
-/* Is it about to get a signal? Others are stops of ptrace's own. */
-static int signal_of(int status)
-{
-	int sig = WSTOPSIG(status);
-
-	return is_event_stop(status) || sig == (SIGTRAP | 0x80) ? 0 : sig;
 }
 
 /* Until it stops because we asked for it, outside of system calls; signals are passed on. Any other
@@ -253,14 +153,27 @@ static int wait_interrupted(pid_t tid, unsigned int timeout_ms)
 	int status, r;
 
 	for (;;) {
-		if ((r = wait_stop(tid, timeout_ms, &status)) < 0)
+		if ((r = smv_tracing_wait(tid, timeout_ms, &status)) < 0)
 			return r;
-		if (is_event_stop(status))
+		if (smv_tracing_is_event(status))
 			return 0;
 		if ((r = request(PTRACE_INTERRUPT, tid, 0)) < 0 ||
-			(r = request(PTRACE_CONT, tid, signal_of(status))) < 0)
+			(r = request(PTRACE_CONT, tid, smv_tracing_signal(status))) < 0)
 			return r;
 	}
+}
+
+/* A thread that the throttle of this process holds just now is free again a moment later. */
+static int try_seize(const struct attempt *a, long options)
+{
+	int r = -EPERM;
+
+	for (int i = 0; i < 3 && r == -EPERM; i++) {
+		r = request(PTRACE_SEIZE, a->tid, options);
+		if (r == -EPERM && smv_tracing_is_ours(a->inject->pid, a->tid))
+			return -EAGAIN;
+	}
+	return r;
 }
 
 static int seize(struct attempt *a)
@@ -270,11 +183,11 @@ static int seize(struct attempt *a)
 	int r;
 
 	/* A filter may kill the process for a call that it does not expect. */
-	read_status(a->inject, a->tid, "Seccomp", seccomp, sizeof(seccomp));
+	smv_tracing_status(a->inject->pid, a->tid, "Seccomp", seccomp, sizeof(seccomp));
 	a->suspend_seccomp = seccomp[0] && strcmp(seccomp, "0") != 0;
 	if (a->suspend_seccomp)
 		options |= PTRACE_O_SUSPEND_SECCOMP;
-	r = request(PTRACE_SEIZE, a->tid, options);
+	r = try_seize(a, options);
 	if (!r || !a->suspend_seccomp)
 		return r;
 	if (request(PTRACE_SEIZE, a->tid, PTRACE_O_TRACESYSGOOD) < 0)
@@ -312,12 +225,12 @@ static int wait_call(struct attempt *a, long *result)
 
 	for (;;) {
 		if ((r = request(PTRACE_SYSCALL, a->tid, sig)) < 0 ||
-			(r = wait_stop(a->tid, CALL_TIMEOUT_MS, &status)) < 0)
+			(r = smv_tracing_wait(a->tid, CALL_TIMEOUT_MS, &status)) < 0)
 			return r;
-		sig = signal_of(status);
+		sig = smv_tracing_signal(status);
 		if (is_fault(sig))
 			return -EFAULT;
-		if (sig || is_event_stop(status))
+		if (sig || smv_tracing_is_event(status))
 			continue;
 		if (ptrace(PTRACE_GET_SYSCALL_INFO, a->tid, sizeof(info), &info) < 0)
 			return -errno;
@@ -410,7 +323,7 @@ static int attempt_in(struct attempt *a)
 	uint64_t start;
 	int r = seize(a), back;
 
-	if (r == -ESRCH)
+	if (r == -ESRCH || r == -EAGAIN)
 		return -EAGAIN;
 	if (r < 0)
 		return a->err && a->err->code != SMV_OK
@@ -477,8 +390,8 @@ static int cost_of(const struct smv_inject *inject, pid_t tid)
 	CLEANUP_FILE FILE *file = NULL;
 	long nr;
 
-	read_status(inject, tid, "State", state, sizeof(state));
-	if (state[0] && strchr("DTtZX", state[0]))
+	smv_tracing_status(inject->pid, tid, "State", state, sizeof(state));
+	if ((state[0] && strchr("DTtZX", state[0])) || smv_tracing_is_ours(inject->pid, tid))
 		return 9;
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", (int)inject->pid, (int)tid);
 	file = fopen(path, "re");
@@ -596,7 +509,8 @@ static int check_process(struct smv_inject *inject, struct smv_error *err)
 	inject->mem_fd = open(path, O_RDWR | O_CLOEXEC);
 	if (inject->mem_fd < 0)
 		return fail(inject, inject->pid, -errno, path, err);
-	read_status(inject, inject->pid, "x86_Thread_features", features, sizeof(features));
+	smv_tracing_status(
+		inject->pid, inject->pid, "x86_Thread_features", features, sizeof(features));
 	if (strstr(features, "shstk"))
 		return smv_fail(err, SMV_REFUSED, "ptrace-unsupported",
 			"Start the VM by smemv-run instead.",

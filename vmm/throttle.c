@@ -16,7 +16,7 @@
 
 #define PERIOD_MS 100u
 #define QMP_TIMEOUT_MS 10000
-#define STOP_WAIT_MS 5u    /* for one that does not stop at once; it is looked after later */
+#define STOP_WAIT_MS 5u /* for one that does not stop at once; it is looked after later */
 #define TRY_TIMEOUT_MS 500u
 
 /*
@@ -88,7 +88,8 @@ static void let_go(struct smv_throttle *th, struct thread *t)
 /* Until @deadline_ns, or until we are to end: true. */
 static bool wait_until(struct smv_throttle *th, uint64_t deadline_ns)
 {
-	struct timespec ts = {(time_t)(deadline_ns / SMV_NS_PER_S), (long)(deadline_ns % SMV_NS_PER_S)};
+	struct timespec ts = {
+		(time_t)(deadline_ns / SMV_NS_PER_S), (long)(deadline_ns % SMV_NS_PER_S)};
 	bool ending;
 
 	pthread_mutex_lock(&th->lock);
@@ -127,7 +128,9 @@ static bool run_phase(struct smv_throttle *th, uint64_t end_ns)
 	return wait_until(th, end_ns);
 }
 
-static bool stop_phase(struct smv_throttle *th, uint64_t end_ns)
+/* Counted from when they stand still: where we were late to stop them the period gets longer, and
+ * the share stays. */
+static bool stop_phase(struct smv_throttle *th, uint64_t still_ns)
 {
 	bool ending;
 
@@ -135,7 +138,7 @@ static bool stop_phase(struct smv_throttle *th, uint64_t end_ns)
 		ask(&th->threads[i]);
 	for (size_t i = 0; i < th->nr_threads; i++)
 		look(&th->threads[i], STOP_WAIT_MS);
-	ending = wait_until(th, end_ns);
+	ending = wait_until(th, smv_now_ns() + still_ns);
 	for (size_t i = 0; i < th->nr_threads; i++)
 		let_go(th, &th->threads[i]);
 	return ending;
@@ -166,27 +169,22 @@ static int try_once(struct smv_throttle *th)
 	return 0;
 }
 
-/* Ends with all threads let go: by us, or, one that is still ASKED, by the kernel, since a tracer is a
- * thread and this one ends. */
+/* Ends with all threads let go: by us, or, one that is still ASKED, by the kernel, since a tracer
+ * is a thread and this one ends. */
 static void *tracer_main(void *arg)
 {
 	struct smv_throttle *th = arg;
-	uint64_t start_ns;
 	int r = try_once(th);
 
 	tell(th, r);
 	if (r < 0)
 		return NULL;
-	for (start_ns = smv_now_ns();; start_ns += PERIOD_MS * SMV_NS_PER_MS) {
-		uint64_t now = smv_now_ns(), percent = th->percent;
-		uint64_t end_ns, stop_ns;
+	for (;;) {
+		unsigned int percent = th->percent;
+		uint64_t still_ns = percent * (PERIOD_MS * SMV_NS_PER_MS / 100);
 
-		/* Late by a whole period: no catching up. */
-		if (now > start_ns + PERIOD_MS * SMV_NS_PER_MS)
-			start_ns = now;
-		end_ns = start_ns + PERIOD_MS * SMV_NS_PER_MS;
-		stop_ns = end_ns - percent * (PERIOD_MS * SMV_NS_PER_MS / 100);
-		if (run_phase(th, stop_ns) || (percent && stop_phase(th, end_ns)))
+		if (run_phase(th, smv_now_ns() + PERIOD_MS * SMV_NS_PER_MS - still_ns) ||
+			(percent && stop_phase(th, still_ns)))
 			return NULL;
 	}
 }
@@ -291,7 +289,8 @@ int smv_throttle_start_vm(struct smv_qmp *qmp, pid_t pid, unsigned int percent,
 
 		if (tid <= 0 || n == SMV_ARRAY_SIZE(tids) || !is_thread_of(pid, tid))
 			return smv_fail(err, SMV_REFUSED, "throttle",
-				"Run outside of containers, in the pid namespace that QEMU runs in.",
+				"Run outside of containers, in the pid namespace that QEMU runs "
+				"in.",
 				"vCPU thread %lld is not seen as a thread of process %d",
 				(long long)tid, (int)pid);
 		/* Without thread=multi, TCG runs all vCPUs in one. */
@@ -306,8 +305,7 @@ int smv_throttle_start_vm(struct smv_qmp *qmp, pid_t pid, unsigned int percent,
 
 void smv_throttle_set(struct smv_throttle *throttle, unsigned int percent)
 {
-	throttle->percent =
-		percent < SMV_THROTTLE_MAX_PERCENT ? percent : SMV_THROTTLE_MAX_PERCENT;
+	throttle->percent = percent < SMV_THROTTLE_MAX_PERCENT ? percent : SMV_THROTTLE_MAX_PERCENT;
 }
 
 uint64_t smv_throttle_stopped_ns(const struct smv_throttle *throttle)

@@ -9,6 +9,7 @@
 #include "vmm/ram_list.h"
 #include "vmm/runtime.h"
 #include "vmm/shim_client.h"
+#include "vmm/watch.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -794,6 +795,61 @@ Test(disks, says_when_it_cannot)
 	unlink(disk);
 }
 #endif
+
+/* --- watch ----------------------------------------------------------------------------------- */
+
+static void command(const struct vm *vm, const char *name, json_t *arguments)
+{
+	struct smv_error err;
+
+	cr_assert_eq(smv_qmp_execute(vm->qmp, name, arguments, NULL, 10000, &err), 0, "%s: %s",
+		name, err.message);
+}
+
+static int watch_soon(const struct vm *vm, struct smv_watch *watch, struct smv_error *err)
+{
+	smv_sleep_ms(1050);
+	return smv_watch_check(watch, vm->qmp, vm->child, err);
+}
+
+Test(watch, tells_what_was_plugged)
+{
+	struct smv_watch watch = {0};
+	struct smv_error err = {0};
+	json_t *event;
+	struct vm vm;
+	char disk[64];
+	int fd;
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	fd = open(disk, O_RDWR | O_CREAT, 0600);
+	cr_assert(fd >= 0 && ftruncate(fd, 1 << 20) == 0);
+	close(fd);
+	start(&vm, PLAIN);
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 0, "%s", err.message);
+	command(&vm, "blockdev-add",
+		json_pack("{s:s, s:s, s:s, s:{s:b}}", "driver", "file", "node-name", "late",
+			"filename", disk, "cache", "direct", 1));
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 0, "not all the time");
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 1);
+	cr_expect(watch.alarm);
+	cr_expect_str_eq(err.reason, "cache-direct", "%s", err.message);
+	cr_expect(strstr(err.message, "'late'"), "%s", err.message);
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 0, "told once");
+	command(&vm, "blockdev-del", json_pack("{s:s}", "node-name", "late"));
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 2);
+	cr_expect_not(watch.alarm);
+	command(&vm, "device_add",
+		json_pack("{s:s, s:s}", "driver", "virtio-balloon-pci", "id", "b"));
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 0, "devices are looked at less often");
+	event = json_pack("{s:s}", "event", "ACPI_DEVICE_OST");
+	smv_watch_event(&watch, event);
+	json_decref(event);
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 1);
+	cr_expect_str_eq(err.reason, "device-not-allowed", "%s", err.message);
+	stop(&vm);
+	unlink(disk);
+}
 
 /* --- shim ------------------------------------------------------------------------------------ */
 
