@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 struct smv_reporter;
+struct Smemv__V1__PlanMigrationResponse;
 
 struct smv_dest {
 	struct smv_rpc_client *client;
@@ -55,6 +56,11 @@ void smv_dest_close(struct smv_dest *dest);
 /** smv_dest_prepare - leases, extents, tickets; refuses before anything moves. */
 int smv_dest_prepare(
 	struct smv_dest *dest, const struct smv_prepare *prepare, struct smv_error *err);
+
+/** smv_dest_plan - what smv_dest_prepare() would do, without doing it. Free the answer with
+ * smv_rpc_message_free(). */
+int smv_dest_plan(struct smv_dest *dest, const struct smv_prepare *prepare,
+	struct Smemv__V1__PlanMigrationResponse **answer, struct smv_error *err);
 
 /** smv_dest_report - tell where a page went (state ZERO or COLD); sent in batches. */
 int smv_dest_report(

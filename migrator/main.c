@@ -6,6 +6,7 @@
 #include "common/program.h"
 #include "common/units.h"
 #include "migrator/manage.h"
+#include "migrator/plan.h"
 #include "migrator/run.h"
 #include "migrator/supervisor.h"
 #include "rpc/rpc.h"
@@ -16,13 +17,14 @@
 #include <signal.h>
 #include <string.h>
 
-enum command { NONE, RUN, STATUS, CANCEL, RECOVER, SUPERVISE };
+enum command { NONE, RUN, PLAN, STATUS, CANCEL, RECOVER, SUPERVISE };
 
 static const struct {
 	const char *name;
 	bool takes_ids;
 } commands[] = {
 	[RUN] = {"run", false},
+	[PLAN] = {"plan", false},
 	[STATUS] = {"status", true},
 	[CANCEL] = {"cancel", true},
 	[RECOVER] = {"recover", true},
@@ -174,7 +176,7 @@ static void finish(struct argp_state *state)
 
 	if (opts.command == NONE)
 		argp_error(state, "a command is needed: smemv-migrate run ...");
-	if (opts.command == RUN)
+	if (opts.command == RUN || opts.command == PLAN)
 		finish_run(state);
 	if (opts.command == SUPERVISE && opts.nr_ids != 1)
 		argp_error(state, "supervise takes one id");
@@ -198,7 +200,8 @@ static void parse_word(struct argp_state *state, char *word)
 				opts.command = (enum command)i;
 		if (opts.command == NONE)
 			argp_error(state,
-				"unknown command '%s'; there are: run, status, cancel, recover",
+				"unknown command '%s'; there are: run, plan, status, cancel, "
+				"recover",
 				word);
 	} else if (!commands[opts.command].takes_ids) {
 		argp_error(state, "unexpected argument '%s'", word);
@@ -361,6 +364,12 @@ static int run(void)
 	opts.run.shim_path = opts.shim_path; /* empty with --pid */
 	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp ? opts.vm_qmp : opts.qmp;
 	opts.run.state_dir = opts.state_dir;
+	if (opts.command == PLAN) {
+		smv_rpc_init();
+		r = smv_plan(&opts.run, opts.json);
+		smv_rpc_shutdown();
+		return r;
+	}
 	signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	r = pthread_create(&thread, NULL, wait_for_signal, NULL);
@@ -388,16 +397,20 @@ int main(int argc, char **argv)
 {
 	static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
 	static const struct argp argp = {options, parse,
-		"run\nstatus [ID...]\ncancel [ID]\nrecover [ID...]",
+		"run\nplan\nstatus [ID...]\ncancel [ID]\nrecover [ID...]",
 		"Splits the memory of a running VM: what it is likely to touch goes to the main "
 		"host, the rest straight to the sub-hosts; then the VM runs on at the main host."
 		"\v"
 		"  run      migrate a VM\n"
+		"  plan     the same options: what would stand in the way, and what it would be "
+		"like; "
+		"nothing is changed\n"
 		"  status   what is under way on this host, and what was left behind\n"
 		"  cancel   abort a migration and wait for its end; --vm or ID when there are "
 		"several\n"
 		"  recover  settle what a killed smemv-migrate left behind, and forget it\n\n"
-		"Exit status of run: 0 completed, 1 failed (the source runs), 2 bad usage, 3 "
+		"Exit status of run and plan: 0 completed, 1 failed (the source runs), 2 bad "
+		"usage, 3 "
 		"cancelled (the source runs), 4 refused (nothing was touched), 5 unknown (do not "
 		"start the source).",
 		children, NULL, NULL};

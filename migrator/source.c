@@ -186,16 +186,12 @@ static int find_refusals(struct smv_source *s, const char *qmp_path, const char 
 }
 
 int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_refusals *refusals, struct smv_error *err)
+	struct smv_source *s, struct smv_refusals *refusals, struct smv_error *err)
 {
 	struct smv_error own;
-	struct smv_source s;
-	int r;
 
-	init(&s);
-	r = find_refusals(&s, qmp_path, shim_path, pid, refusals, err ? err : &own);
-	smv_source_close(&s);
-	return r;
+	init(s);
+	return find_refusals(s, qmp_path, shim_path, pid, refusals, err ? err : &own);
 }
 
 json_t *smv_source_undo(const struct smv_source *s)

@@ -58,14 +58,14 @@ int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t
 
 /**
  * smv_source_refusals - everything that keeps this VM from being migrated, not only the first:
- * kernel, way in, run state, devices and back ends, RAM. Opens and closes what it needs; changes
- * nothing in QEMU.
- * @shim_path: or NULL, then @pid
+ * kernel, way in, run state, devices and back ends, RAM. Changes nothing in QEMU.
+ * @shim_path: or NULL or empty, then @pid
+ * @source: open as far as that went, for estimates; to be closed in any case
  *
  * 0, also when there are refusals; -errno with @err when QEMU could not be asked.
  */
 int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_refusals *refusals, struct smv_error *err);
+	struct smv_source *source, struct smv_refusals *refusals, struct smv_error *err);
 
 /** smv_source_reopen - of a migration whose smemv-migrate is gone: as after smv_source_open() and
  * the changes that @undo tells of, so that smv_source_resume() and smv_source_detach() put them

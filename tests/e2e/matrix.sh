@@ -2,7 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Whatever dies, at whatever moment: exactly one VM runs afterwards, its memory is right, and the result
 # says which one. A cell of the matrix is one migration that is brought to a named point (a fault point
-# that waits), where one process is killed, or stopped for a while, or a link is cut in one direction.
+# that waits), where
+#   kill     one process is killed, and a daemon is started again at once
+#   lose     a daemon is killed, and started again only when smemv-migrate has given up: "unknown"
+#   stop     one is stopped for a while
+#   signal, cancel   a person interrupts it, by a signal or by smemv-migrate cancel
+#   cut      a link is cut for a while, in one direction
 # The guest has no disk: no image lock keeps a second VM from running.
 #
 #   SMEMV_MATRIX=full        all cells; else a random choice in which each point and each victim comes up
@@ -29,7 +34,12 @@ all_cells() {
 		for victim in "${VICTIMS[@]}"; do echo "kill:$victim:$point"; done
 		for victim in memserverd pagerd; do echo "stop:$victim:$point"; done
 	done
+	for point in "${POINTS[@]}"; do
+		echo "signal:INT:$point"
+		echo "cancel:command:$point"
+	done
 	for cut in "${CUTS[@]}"; do echo "cut:$cut:before-commit"; done
+	echo "lose:pagerd:before-commit"
 }
 
 # Each point once, each victim and each kind at least once, then whatever comes.
@@ -102,24 +112,28 @@ mend_link() {
 
 # ---- one cell ----
 
+waiting_host() {
+	if [[ ${WAITER[$1]-} == pagerd ]]; then echo main; else echo source; fi
+}
+
 arm() {
-	local host=source
-	[[ ${WAITER[$1]-} != pagerd ]] || host=main
+	local host
+	host=$(waiting_host "$1")
 	rm -f "$(host_path "$host" "$FAULT_DIR/$1.reached")" "$(host_path "$host" "$FAULT_DIR/$1.go")"
 	if [[ $host == main ]]; then
 		echo wait >"$(host_path main "$FAULT_DIR/$1.arm")"
-		SCENARIO_ENV[migrate]=
+		SCENARIO_ENV[migrate]=''
 	else
 		SCENARIO_ENV[migrate]="SMEMV_FAULT=$1:wait:1 SMEMV_FAULT_DIR=$FAULT_DIR"
 	fi
 }
 
 point_reached() {
-	[[ ${WAITER[$1]-} == pagerd ]] && fault_reached main "$1" || fault_reached source "$1"
+	fault_reached "$(waiting_host "$1")" "$1"
 }
 
 release() {
-	[[ ${WAITER[$1]-} == pagerd ]] && go_on main "$1" || go_on source "$1"
+	go_on "$(waiting_host "$1")" "$1"
 }
 
 start_migration() {
@@ -143,6 +157,8 @@ expected() {
 	case $kind:$victim:$point in
 	kill:supervisor:*) echo main ;;
 	stop:* | cut:*) echo either ;;
+	# The main host has decided already, though it has not said so.
+	signal:*:*-commit | signal:*:after-cont | cancel:*:*-commit | cancel:*:after-cont) echo main ;;
 	kill:destination:after-cont) echo none ;;
 	kill:destination:*) echo source ;;
 	kill:migrate:before-commit) echo either ;; # the request to commit is with the main host already
@@ -160,6 +176,22 @@ do_harm() {
 		mend_link "$victim"
 		return
 	fi
+	case $kind in
+	signal)
+		kill "-$victim" "$MIGRATE_PID"
+		sleep 0.2
+		release "$point"
+		return
+		;;
+	cancel)
+		cancel_by_command "$point"
+		return
+		;;
+	lose)
+		lose_pagerd "$point"
+		return
+		;;
+	esac
 	pid=$(victim_pid "$victim") || return
 	if [[ $kind == stop ]]; then
 		kill -STOP "$pid"
@@ -174,26 +206,64 @@ do_harm() {
 	fi
 }
 
+# It answers when it knows the outcome: 0 the source runs, 1 too late.
+cancel_by_command() {
+	local cancel status=0
+	host_exec source "$SMEMV_BIN/migrator/smemv-migrate" cancel --vm guest --json \
+		>"$LAB_DIR/cancel.json" 2>>"$LAB_DIR/migrate.log" &
+	cancel=$!
+	sleep 0.5
+	release "$1"
+	wait "$cancel" || status=$?
+	echo "     cancel: $(jq -r '.outcomes[0].status' "$LAB_DIR/cancel.json"), exit $status"
+	case $1 in
+	*-commit | after-cont) [[ $status == 1 ]] ;;
+	*) [[ $status == 0 ]] ;;
+	esac
+}
+
+# Nobody can tell who owns the VM: the source must stay stopped until the pager is back.
+lose_pagerd() {
+	local status=0
+	kill -KILL "${SCENARIO_PID[pagerd]}"
+	wait "${SCENARIO_PID[pagerd]}" 2>/dev/null || :
+	release "$1"
+	scenario_wait 60 "smemv-migrate's end" migration_ended || return
+	check "lose $1: the result is unknown" is '.status == "unknown"'
+	check "lose $1: the source stays stopped" stays_stopped
+	host_run source "$SMEMV_BIN/migrator/smemv-migrate" recover --timeout 2 --json \
+		>"$LAB_DIR/recover.json" 2>>"$LAB_DIR/migrate.log" || status=$?
+	check "lose $1: recover says so, too" test "$status" -eq 5
+	check "lose $1: the source still stays stopped" stays_stopped
+	restart pagerd
+}
+
 migration_ended() {
 	! kill -0 "$MIGRATE_PID" 2>/dev/null
 }
 
-# Where the VM is, by what the programs say: the result, and for what is not settled then, recover.
-told() {
-	local where status=0
-	scenario_wait 100 "smemv-migrate's end" migration_ended || return
-	RC=0
+# Sets WHERE the VM is, by what the programs say: the result, and for what is not settled then, recover.
+# An exit status that does not fit is part of it, so that no expectation is met.
+learn_outcome() {
+	RC=0 WHERE=hanging
+	scenario_wait 100 "smemv-migrate's end" migration_ended || return 0
 	wait "$MIGRATE_PID" 2>/dev/null || RC=$?
-	scenario_wait 60 "the supervisor's end" no_supervisor || return
+	scenario_wait 60 "the supervisor's end" no_supervisor || return 0
 	host_run source "$SMEMV_BIN/migrator/smemv-migrate" recover --json >"$LAB_DIR/recover.json" \
-		2>>"$LAB_DIR/migrate.log" || status=$?
+		2>>"$LAB_DIR/migrate.log" || :
 	if jq -e '.outcomes | length > 0' "$LAB_DIR/recover.json" >/dev/null; then
-		where=$(jq -r '.outcomes[0] | if .settled | not then "unknown" elif .committed then "main" else "source" end' "$LAB_DIR/recover.json")
-	else
-		where=$(jq -rs 'if length != 1 then "nothing" elif .[0].status == "unknown" then "unknown" elif .[0].committed then "main" else "source" end' "$LAB_DIR/result.json")
-		case $where:$RC in main:0 | source:1 | source:3 | source:4 | unknown:5) ;; *) where="$where, exit $RC" ;; esac
+		WHERE=$(jq -r '.outcomes[0] |
+			if .settled | not then "unknown" elif .committed then "main" else "source" end' \
+			"$LAB_DIR/recover.json")
+		return
 	fi
-	echo "$where"
+	WHERE=$(jq -rs 'if length != 1 then "nothing" else .[0] |
+		if .status == "unknown" then "unknown" elif .committed then "main" else "source" end end' \
+		"$LAB_DIR/result.json")
+	case $WHERE:$RC in
+	main:0 | source:1 | source:3 | source:4 | unknown:5) ;;
+	*) WHERE+=", exit $RC" ;;
+	esac
 }
 
 no_supervisor() {
@@ -239,7 +309,8 @@ cell() {
 		return
 	fi
 	do_harm "$@" || check "$name: the victim was there" false
-	where=$(told) || where=hanging
+	learn_outcome
+	where=$WHERE
 	echo "     $name: $where (exit $RC), expected $want"
 	check "$name: the result tells where the VM is" test "$where" = source -o "$where" = main
 	case $want in
@@ -288,7 +359,7 @@ mark() {
 	MARK[$1]=$(wc -l <"$LAB_DIR/$1.console")
 }
 heartbeat_since() {
-	tail -n +$((MARK[$1] + 1)) "$LAB_DIR/$1.console" | grep -aq 'HB n='
+	grep -aq 'HB n=' < <(tail -n +$((MARK[$1] + 1)) "$LAB_DIR/$1.console")
 }
 
 echo "seed $SMEMV_MATRIX_SEED (SMEMV_MATRIX_SEED)"
