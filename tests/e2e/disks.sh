@@ -35,7 +35,7 @@ direct() {
 	local pid fd
 	pid=$(pgrep -f "^qemu-system-x86_64 .*/dev/shm/$1.ram")
 	fd=$(find "/proc/$pid/fd" -lname '*/disk.raw' -printf '%f\n' | head -n 1)
-	(($(awk '$1 == "flags:" { print "0" $2 }' "/proc/$pid/fdinfo/$fd") & 040000))
+	(($(awk '$1 == "flags:" { print "0" $2 }' "/proc/$pid/fdinfo/$fd" 2>/dev/null || echo 0) & 040000))
 }
 not_direct() {
 	! direct "$1"
