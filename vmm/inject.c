@@ -172,6 +172,7 @@ static int try_seize(const struct attempt *a, long options)
 		r = request(PTRACE_SEIZE, a->tid, options);
 		if (r == -EPERM && smv_tracing_is_ours(a->inject->pid, a->tid))
 			return -EAGAIN;
+		/* It was let go between the two: once more. */
 	}
 	return r;
 }

@@ -87,7 +87,7 @@ int smv_tracing_not_permitted(pid_t pid, pid_t tid, struct smv_error *err)
 	if (tracer[0] && strcmp(tracer, "0") != 0)
 		return smv_fail(err, SMV_REFUSED, "ptrace-busy",
 			"End the debugger or tracer; a process has one at a time.",
-			"process %d is traced already, by process %s", (int)pid, tracer);
+			"process %d is traced already, by thread %s", (int)pid, tracer);
 	if (scope >= 3)
 		return smv_fail(err, SMV_PERMISSION, "ptrace-yama",
 			"Start the VM by smemv-run, which needs no ptrace. (A value of 3 stays "
@@ -107,11 +107,12 @@ int smv_tracing_not_permitted(pid_t pid, pid_t tid, struct smv_error *err)
 		"process %d cannot be traced: permission denied", (int)pid);
 }
 
-/* TracerPid names the process, whichever of its threads it is. */
+/* TracerPid names the thread that traces. */
 bool smv_tracing_is_ours(pid_t pid, pid_t tid)
 {
-	char tracer[32];
+	char tracer[32], path[64];
 
 	smv_tracing_status(pid, tid, "TracerPid", tracer, sizeof(tracer));
-	return strtol(tracer, NULL, 10) == getpid();
+	snprintf(path, sizeof(path), "/proc/self/task/%s", tracer);
+	return tracer[0] && strcmp(tracer, "0") != 0 && access(path, F_OK) == 0;
 }

@@ -5,9 +5,9 @@
  *
  * QEMU (7.2) sends no event when a device or a block node is added; DEVICE_DELETED tells of the end
  * only. So it is looked at again: block nodes, one command of 1 ms, every second; all devices, some
- * hundred commands (40 to 100 ms in sum, 0.3 ms each), every 30 seconds and after each event that
- * hints at a change. What is found has happened already: it is an alarm, no refusal. Until the
- * device or the disk is gone its writes may be lost.
+ * hundred short commands (0.1 to 0.3 s in sum on two busy cores), every 30 seconds and after each
+ * event that hints at a change. What is found has happened already: it is an alarm, no refusal. Until
+ * the device or the disk is gone its writes may be lost.
  */
 #ifndef SMV_VMM_WATCH_H
 #define SMV_VMM_WATCH_H

@@ -9,6 +9,7 @@
 #include "vmm/ram_list.h"
 #include "vmm/runtime.h"
 #include "vmm/shim_client.h"
+#include "vmm/throttle.h"
 #include "vmm/watch.h"
 
 #include <criterion/criterion.h>
@@ -849,6 +850,31 @@ Test(watch, tells_what_was_plugged)
 	cr_expect_str_eq(err.reason, "device-not-allowed", "%s", err.message);
 	stop(&vm);
 	unlink(disk);
+}
+
+/* --- throttle -------------------------------------------------------------------------------- */
+
+Test(throttle, finds_the_vcpus)
+{
+	struct smv_throttle *throttle;
+	struct smv_error err;
+	char state[32];
+	struct vm vm;
+
+	start(&vm, "-smp 3 -accel tcg,thread=multi " PLAIN);
+	command(&vm, "cont", NULL);
+	if (smv_throttle_start_vm(vm.qmp, vm.child, 80, &throttle, &err) < 0) {
+		cr_assert(err.code == SMV_PERMISSION && geteuid() != 0, "%s", err.message);
+		cr_skip_test("ptrace is not allowed here");
+	}
+	smv_sleep_ms(500);
+	cr_expect_gt(smv_throttle_stopped_ns(throttle), 300 * SMV_NS_PER_MS, "three, each 400 ms");
+	cr_expect_eq(smv_qmp_run_state(vm.qmp, state, sizeof(state), &err), 0, "%s", err.message);
+	cr_expect_str_eq(state, "running");
+	smv_throttle_stop(throttle);
+	cr_expect_lt(smv_throttle_start_vm(vm.qmp, getpid(), 80, &throttle, &err), 0);
+	cr_expect_str_eq(err.reason, "throttle", "%s", err.message);
+	stop(&vm);
 }
 
 /* --- shim ------------------------------------------------------------------------------------ */
