@@ -13,6 +13,7 @@
 #include "migrator/recover.h"
 #include "migrator/supervisor.h"
 #include "migrator/tracker.h"
+#include "vmm/throttle.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -36,6 +37,7 @@ struct run {
 	struct smv_pageset hot;
 	struct smv_pageset dirty;
 	struct smv_converge converge;
+	struct smv_throttle *throttle; /* NULL: not needed yet */
 	uint64_t start_ns;
 	uint64_t collected_ns; /* when the dirty pages were last collected */
 	uint64_t stopped_ns;   /* 0: the source was not seen to stop */
@@ -107,8 +109,7 @@ static int check_others(const struct run *run, struct smv_error *err)
 	int r = smv_journal_list(run->o->state_dir, &views, &nr, err);
 
 	for (size_t i = 0; i < nr && r == 0; i++) {
-		const char *path =
-			json_string_value(json_object_get(views[i].journal, "qmp_path"));
+		const char *path = json_string_value(json_object_get(views[i].journal, "qmp_path"));
 		struct smv_process source;
 		int pidfd;
 
@@ -337,6 +338,29 @@ static int no_converge(const struct run *run, double expected_ms, struct smv_err
 		c->throttle_percent, expected_ms, c->max_downtime_ms);
 }
 
+/* The wish of the convergence. What forbids it ends nothing: the rounds go on without. */
+static void throttle_vm(struct run *run)
+{
+	unsigned int percent = run->converge.throttle_percent;
+	struct smv_error err;
+
+	if (!percent)
+		return;
+	if (run->throttle) {
+		smv_throttle_set(run->throttle, percent);
+	} else if (smv_throttle_start_vm(run->source.qmp, run->source.process.pid, percent,
+			   &run->throttle, &err) < 0) {
+		smv_log_warning("the VM cannot be throttled: %s %s", err.message, err.hint);
+		run->converge.max_throttle_percent = run->converge.throttle_percent = 0;
+	}
+}
+
+static void unthrottle_vm(struct run *run)
+{
+	smv_throttle_stop(run->throttle);
+	run->throttle = NULL;
+}
+
 /* Resend what the VM dirtied until the rest can be sent within the allowed downtime. */
 static int rounds(struct run *run, struct smv_error *err)
 {
@@ -360,6 +384,7 @@ static int rounds(struct run *run, struct smv_error *err)
 				expected_ms);
 			return 0;
 		case SMV_CONVERGE_SEND:
+			throttle_vm(run);
 			break;
 		}
 		smv_progress_phase("rounds",
@@ -379,8 +404,11 @@ static int switch_over(struct run *run, struct smv_error *err)
 
 	smv_progress_phase("switch-over", "switching over");
 	if ((r = write_down(run, "switch-over", err)) < 0 ||
-		(r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0 ||
-		(r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
+		(r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0)
+		return r;
+	/* A processor that stands still may hold the lock that QEMU needs to stop the VM. */
+	unthrottle_vm(run);
+	if ((r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
 		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
 			 &run->stopped_ns, interrupted, err)) < 0)
 		return r;
@@ -472,6 +500,7 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 	enum smv_verdict verdict;
 
 	set_cancel_client(NULL);
+	unthrottle_vm(run);
 	if (result->committed)
 		return SMV_DOUBTFUL;
 	if (run->refusable && is_refusal(err->code))

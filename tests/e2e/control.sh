@@ -80,6 +80,15 @@ check "no convergence: no journal is left" test -z "$(smemv_migrate status --jso
 check "the log has a line for each round" \
 	test "$(grep -c 'info smemv-migrate: round [0-9]*: [0-9]* pages, .*/s$' "$LAB_DIR/migrate.log")" -ge 4
 
+# Slowed down enough, the VM dirties less than the link carries.
+migrate "${SLOW[@]}" --max-throttle 99 --max-downtime 350
+check "throttled: the migration completes" is '.status == "completed"'
+check "throttled: the VM was slowed down, step by step" \
+	is '[.rounds[].throttle_percent] | .[0] == 0 and max >= 20 and . == sort'
+check "throttled: the VM runs on the main host" runs_on main
+once_more
+
+up
 migrate "${SLOW[@]}" --on-no-converge stop
 check "no convergence, stop: the migration completes" is '.status == "completed" and .downtime_ms > 300'
 check "no convergence, stop: the VM runs on the main host" runs_on main
