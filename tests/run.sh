@@ -120,7 +120,7 @@ else
 	[[ $only != e2e && $only != verify ]] || build asan || status=1
 fi
 if ((status == 0)); then
-	for name in migrate verify negative kill refuse source disks control matrix; do
+	for name in migrate verify negative kill restart refuse source disks control matrix; do
 		[[ $only == all || $only == e2e || $only == "$name" ]] || continue
 		# One whole migration with sanitized daemons; the others at the speed of what people run.
 		preset=debug
