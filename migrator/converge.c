@@ -38,7 +38,6 @@ static bool throttle_more(struct smv_converge *c)
 	if (wish <= c->throttle_percent)
 		return false;
 	c->throttle_percent = wish;
-	c->rounds_without_gain = STALL_ROUNDS / 2; /* half the patience with each step */
 	return true;
 }
 
