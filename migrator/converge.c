@@ -44,6 +44,7 @@ static bool throttle_more(struct smv_converge *c)
 enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_bytes)
 {
 	double expected_ms = smv_converge_expected_ms(c, dirty_bytes);
+	bool stalled;
 
 	if (expected_ms <= c->max_downtime_ms)
 		return SMV_CONVERGE_SWITCH_OVER;
@@ -53,7 +54,9 @@ enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_
 	} else {
 		c->rounds_without_gain++;
 	}
-	if (c->nr_rounds >= c->max_rounds || (smv_converge_stalled(c) && !throttle_more(c)))
+	stalled = smv_converge_stalled(c) || (c->throttle_percent && c->rounds_without_gain);
+	if (c->nr_rounds >= c->max_rounds ||
+		(stalled && !throttle_more(c) && smv_converge_stalled(c)))
 		return c->stop ? SMV_CONVERGE_STOP : SMV_CONVERGE_FAIL;
 	return SMV_CONVERGE_SEND;
 }

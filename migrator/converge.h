@@ -5,8 +5,9 @@
  * The expected downtime is what is dirty now, sent at the rate of the rounds so far, plus what a
  * switch-over costs beside that. When it is within --max-downtime the VM is switched over. The
  * rounds stall when in STALL_ROUNDS of them the expected downtime has not become a tenth shorter
- * than the best before; then the VM is throttled, step by step, if that is allowed; when it cannot
- * be throttled any further, or after --max-rounds, the operator's wish (fail or stop) is done.
+ * than the best before; then the VM is throttled, if that is allowed, and a step more in each
+ * further round without such a gain. When it cannot be throttled any further, or after --max-rounds,
+ * the operator's wish (fail or stop) is done.
  */
 #ifndef SMV_MIGRATOR_CONVERGE_H
 #define SMV_MIGRATOR_CONVERGE_H
