@@ -133,8 +133,7 @@ static bool sub_host_of(json_t *json, struct smv_sub_host *host, struct smv_leas
 	       segments_of(segments, host);
 }
 
-/* Frees what smv_leases_from_json() made, but gives no lease back. */
-static void forget(struct smv_leases *leases, struct smv_backing *backing)
+void smv_leases_forget(struct smv_leases *leases, struct smv_backing *backing)
 {
 	for (unsigned int h = 0; h < leases->nr; h++)
 		leases->leases[h].created = false;
@@ -171,7 +170,7 @@ int smv_leases_from_json(const json_t *json, const struct smv_transport *transpo
 			json_array_get(hosts, h), &backing->sub_hosts[h], &leases->leases[h]);
 	if (good)
 		return 0;
-	forget(leases, backing);
+	smv_leases_forget(leases, backing);
 	return smv_fail(
 		err, SMV_DATA_LOSS, "leases", NULL, "what is written of the leases is broken");
 }

@@ -24,6 +24,9 @@ int smv_leases_from_json(const json_t *json, const struct smv_transport *transpo
 	unsigned int timeout_ms, struct smv_leases *leases, struct smv_backing *backing,
 	struct smv_error *err);
 
+/** smv_leases_forget - free what hangs in both, but give no lease back: for a successor. */
+void smv_leases_forget(struct smv_leases *leases, struct smv_backing *backing);
+
 /**
  * smv_leases_fence_each - fence all sub-hosts at once, each for itself, at the present epoch.
  *

@@ -70,6 +70,12 @@ scenario_start_sub_host() {
 		--name "$name" --memory "${mib}M" --listen "$ip:7000" --data "tcp:$ip:7001" --insecure
 }
 
+# scenario_start_pagerd: also again, after its end.
+scenario_start_pagerd() {
+	scenario_start pagerd main "$LAB_DIR/pagerd.log" "$SMEMV_BIN/pagerd/smemv-pagerd" \
+		--listen "unix:$PAGERD_SOCKET" --listen "$MAIN_IP:7000" --data "tcp:$MAIN_IP:7001" --insecure
+}
+
 # scenario_start_qemu WHAT HOST CONSOLE SMEMV-RUN-OPTIONS...
 scenario_start_qemu() {
 	scenario_start "$1" "$2" "$3" "$SMEMV_BIN/vmm/smemv-run" "${@:4}" -- \
@@ -119,8 +125,7 @@ scenario_up() {
 	scenario_start_source
 	scenario_start_sub_host sub1 "$SUB1_IP" "${SUB_HOST_MIB:-$(((extents + 1) / 2 * 2))}"
 	scenario_start_sub_host sub2 "$SUB2_IP" "${SUB_HOST_MIB:-$((extents / 2 * 2))}"
-	scenario_start pagerd main "$LAB_DIR/pagerd.log" "$SMEMV_BIN/pagerd/smemv-pagerd" \
-		--listen "unix:$PAGERD_SOCKET" --listen "$MAIN_IP:7000" --data "tcp:$MAIN_IP:7001" --insecure
+	scenario_start_pagerd
 	scenario_ready sub1 "$LAB_DIR/sub1.log" ready: && scenario_ready sub2 "$LAB_DIR/sub2.log" ready: &&
 		scenario_ready pagerd "$LAB_DIR/pagerd.log" ready: || return
 	scenario_start_destination

@@ -14,7 +14,7 @@ usage() {
 
 		  --no-install   do not install packages
 		  --only WHAT    only the unit tests, the end-to-end tests or those in the lab, or one of these:
-		                 migrate, verify, negative, kill, refuse,
+		                 migrate, verify, negative, kill, refuse, takeover,
 		                 lab-selftest, lab-transport, lab-smemv, lab-migrate
 		  --help         this text
 
@@ -117,7 +117,7 @@ else
 	[[ $only != e2e && $only != verify ]] || build asan || status=1
 fi
 if ((status == 0)); then
-	for name in migrate verify negative kill refuse; do
+	for name in migrate verify negative kill refuse takeover; do
 		[[ $only == all || $only == e2e || $only == "$name" ]] || continue
 		# One whole migration with sanitized daemons; the others at the speed of what people run.
 		preset=debug
