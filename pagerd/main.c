@@ -46,7 +46,9 @@ static const struct argp_option options[] = {
 		"data address)",
 		0},
 	{"state-dir", 's', "DIR", 0,
-		"page maps and commit records, on tmpfs (default: " DEFAULT_STATE_DIR ")", 0},
+		"page maps, what else outlives this process, and verdicts; on tmpfs "
+		"(default: " DEFAULT_STATE_DIR ")",
+		0},
 	{"insecure", 'i', NULL, 0, "allow plaintext on addresses that leave this host", 0},
 	{0},
 };
