@@ -60,11 +60,44 @@ static void wait_for_go(const char *name)
 		smv_sleep_ms(10);
 }
 
+/* What the file NAME.arm says, once; false: it is not there. */
+static bool take_arms(const char *name, char action[8])
+{
+	const char *dir = getenv("SMEMV_FAULT_DIR");
+	char path[512];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s.arm", dir ? dir : "", name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, action, 7);
+	close(fd);
+	action[n > 0 ? n : 0] = '\0';
+	action[strcspn(action, "\n")] = '\0';
+	return unlink(path) == 0;
+}
+
+static bool act(const char *name, const char *action)
+{
+	if (strcmp(action, "kill") == 0)
+		kill(getpid(), SIGKILL);
+	else if (strcmp(action, "stop") == 0)
+		kill(getpid(), SIGSTOP);
+	else if (strcmp(action, "wait") == 0)
+		wait_for_go(name);
+	else
+		return true;
+	return false;
+}
+
 bool smv_fault_point(const char *name)
 {
 	pthread_once(&once, parse);
 	for (size_t i = 0; i < nr_points; i++) {
 		struct point *p = &points[i];
+		char armed[8];
 		unsigned long hit;
 
 		if (strcmp(p->name, name) != 0)
@@ -72,17 +105,18 @@ bool smv_fault_point(const char *name)
 		pthread_mutex_lock(&lock);
 		hit = ++p->hits;
 		pthread_mutex_unlock(&lock);
+		if (strcmp(p->action, "arm") == 0) {
+			if (take_arms(name, armed)) {
+				smv_log_warning("fault point %s: %s", name, armed);
+				return act(name, armed);
+			}
+			continue;
+		}
 		if (p->nth && p->nth != hit)
 			continue;
 		if (hit == 1 || p->nth)
 			smv_log_warning("fault point %s: %s", name, p->action);
-		if (strcmp(p->action, "kill") == 0)
-			kill(getpid(), SIGKILL);
-		else if (strcmp(p->action, "stop") == 0)
-			kill(getpid(), SIGSTOP);
-		else if (strcmp(p->action, "wait") == 0)
-			wait_for_go(name);
-		else
+		if (act(name, p->action))
 			return true;
 	}
 	return false;

@@ -11,6 +11,8 @@
  *   stop   the process stops by SIGSTOP
  *   wait   the process writes the file $SMEMV_FAULT_DIR/NAME.reached and goes on when
  *          $SMEMV_FAULT_DIR/NAME.go exists (or, so that nothing hangs for ever, after 120 s)
+ *   arm    nothing, until the file $SMEMV_FAULT_DIR/NAME.arm is there: then what it says (one of the
+ *          above), once; it is removed. For daemons that live through many tests
  */
 #ifndef SMV_COMMON_FAULT_POINT_H
 #define SMV_COMMON_FAULT_POINT_H

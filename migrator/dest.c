@@ -14,6 +14,7 @@
 #include <sys/random.h>
 
 #define RPC_TIMEOUT_MS 20000
+#define COMMIT_GRACE_MS 5000
 #define ABORT_CALL_TIMEOUT_MS 10000 /* undoing everything takes the main host a while */
 #define KEEP_ALIVE_NS (5 * SMV_NS_PER_S)
 /* A full report stays below the control channel's message limit of 256 KiB. */
@@ -37,9 +38,11 @@ struct smv_reporter {
 static int call(struct smv_dest *d, const char *method, const void *request, void **response,
 	unsigned int timeout_ms, struct smv_error *err)
 {
-	int r = smv_rpc_client_call(d->client, &smemv__v1__pager__descriptor, method, request,
-		(ProtobufCMessage **)response, timeout_ms, false, err);
+	int r = d->interrupted ? d->interrupted(err) : 0;
 
+	if (r == 0)
+		r = smv_rpc_client_call(d->client, &smemv__v1__pager__descriptor, method, request,
+			(ProtobufCMessage **)response, timeout_ms, false, err);
 	if (r == 0)
 		d->last_contact_ns = smv_now_ns();
 	return r;
@@ -50,17 +53,25 @@ static void done(void *response)
 	smv_rpc_message_free(response);
 }
 
-int smv_dest_open(const struct smv_addr *addr, struct smv_dest *d, struct smv_error *err)
+int smv_dest_new_id(char id[33], struct smv_error *err)
 {
-	unsigned char id[16];
+	unsigned char bytes[16];
+
+	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
+		return smv_fail(
+			err, SMV_INTERNAL, "random", NULL, "getrandom: %s", strerror(errno));
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		snprintf(id + 2 * i, 3, "%02x", bytes[i]);
+	return 0;
+}
+
+int smv_dest_open(
+	const struct smv_addr *addr, const char *id, struct smv_dest *d, struct smv_error *err)
+{
 	int r;
 
 	memset(d, 0, sizeof(*d));
-	if (getrandom(id, sizeof(id), 0) != sizeof(id))
-		return smv_fail(
-			err, SMV_INTERNAL, "random", NULL, "getrandom: %s", strerror(errno));
-	for (size_t i = 0; i < sizeof(id); i++)
-		snprintf(d->migration_id + 2 * i, 3, "%02x", id[i]);
+	snprintf(d->migration_id, sizeof(d->migration_id), "%s", id);
 	d->reporter = calloc(1, sizeof(*d->reporter));
 	if (!d->reporter)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
@@ -155,35 +166,50 @@ static int take_grant(
 	return 0;
 }
 
+/* What prepare and plan send. */
+struct prepare_request {
+	Smemv__V1__PrepareMigrationRequest q;
+	Smemv__V1__RamBlock blocks[SMV_RAM_BLOCKS_MAX], *block_ptrs[SMV_RAM_BLOCKS_MAX];
+	struct smv_transport_wish wish;
+};
+
+static void fill_prepare(
+	const struct smv_dest *d, const struct smv_prepare *in, struct prepare_request *out)
+{
+	Smemv__V1__PrepareMigrationRequest *q = &out->q;
+
+	smemv__v1__prepare_migration_request__init(q);
+	for (unsigned int i = 0; i < in->ram->nr_blocks; i++) {
+		smemv__v1__ram_block__init(&out->blocks[i]);
+		out->blocks[i].id = (char *)in->ram->blocks[i].id;
+		out->blocks[i].size_bytes = in->ram->blocks[i].size_bytes;
+		out->blocks[i].page_size = in->ram->blocks[i].page_size;
+		out->block_ptrs[i] = &out->blocks[i];
+	}
+	q->migration_id = (char *)d->migration_id;
+	q->vm = (char *)in->vm;
+	q->n_ram_blocks = in->ram->nr_blocks;
+	q->ram_blocks = out->block_ptrs;
+	q->budget_bytes = in->budget_bytes;
+	q->n_sub_hosts = in->nr_sub_hosts;
+	q->sub_hosts = (char **)in->sub_hosts;
+	out->wish = (struct smv_transport_wish){0};
+	snprintf(out->wish.names, sizeof(out->wish.names), "%s", in->transport);
+	smv_transport_narrow(&out->wish, smv_transport_fits_here, NULL);
+	q->transport = out->wish.names;
+	q->transport_why = out->wish.why;
+	q->insecure = in->insecure;
+}
+
 int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct smv_error *err)
 {
-	struct smv_transport_wish wish = {0};
-	Smemv__V1__PrepareMigrationRequest q = SMEMV__V1__PREPARE_MIGRATION_REQUEST__INIT;
-	Smemv__V1__RamBlock blocks[SMV_RAM_BLOCKS_MAX], *block_ptrs[SMV_RAM_BLOCKS_MAX];
 	Smemv__V1__PrepareMigrationResponse *p = NULL;
+	struct prepare_request request;
 	int r;
 
-	for (unsigned int i = 0; i < in->ram->nr_blocks; i++) {
-		smemv__v1__ram_block__init(&blocks[i]);
-		blocks[i].id = (char *)in->ram->blocks[i].id;
-		blocks[i].size_bytes = in->ram->blocks[i].size_bytes;
-		blocks[i].page_size = in->ram->blocks[i].page_size;
-		block_ptrs[i] = &blocks[i];
-	}
-	q.migration_id = d->migration_id;
-	q.vm = (char *)in->vm;
-	q.n_ram_blocks = in->ram->nr_blocks;
-	q.ram_blocks = block_ptrs;
-	q.budget_bytes = in->budget_bytes;
-	q.n_sub_hosts = in->nr_sub_hosts;
-	q.sub_hosts = (char **)in->sub_hosts;
-	snprintf(wish.names, sizeof(wish.names), "%s", in->transport);
-	smv_transport_narrow(&wish, smv_transport_fits_here, NULL);
-	q.transport = wish.names;
-	q.transport_why = wish.why;
-	q.insecure = in->insecure;
+	fill_prepare(d, in, &request);
 	d->prepared = true;
-	r = call(d, "PrepareMigration", &q, (void **)&p,
+	r = call(d, "PrepareMigration", &request.q, (void **)&p,
 		RPC_TIMEOUT_MS + smv_region_register_ms(in->ram->bytes), err);
 	if (r < 0)
 		return r;
@@ -194,6 +220,15 @@ int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct sm
 			"the pager's grant makes no sense: %s", strerror(-r));
 	done(p);
 	return r;
+}
+
+int smv_dest_plan(struct smv_dest *d, const struct smv_prepare *in,
+	Smemv__V1__PlanMigrationResponse **answer, struct smv_error *err)
+{
+	struct prepare_request request;
+
+	fill_prepare(d, in, &request);
+	return call(d, "PlanMigration", &request.q, (void **)answer, RPC_TIMEOUT_MS, err);
 }
 
 int smv_dest_flush(struct smv_dest *d, struct smv_error *err)
@@ -347,7 +382,7 @@ enum smv_verdict smv_dest_commit(struct smv_dest *d, unsigned int timeout_ms, ch
 	q.timeout_ms = timeout_ms;
 	d->commit_sent = true;
 	/* The answer may take as long as the destination takes to load its state, and a bit. */
-	if (call(d, "CommitMigration", &q, (void **)&v, timeout_ms + RPC_TIMEOUT_MS, err) == 0) {
+	if (call(d, "CommitMigration", &q, (void **)&v, timeout_ms + COMMIT_GRACE_MS, err) == 0) {
 		verdict = verdict_of(v, state, state_len, err);
 		if (verdict == SMV_VERDICT_OPEN)
 			smv_fail(err, SMV_INTERNAL, "no-verdict", NULL,
@@ -367,30 +402,33 @@ enum smv_verdict smv_dest_abort(
 	struct smv_dest *d, const char *why, unsigned int timeout_ms, char *state, size_t state_len)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
+	enum smv_verdict verdict = SMV_VERDICT_UNKNOWN;
 	struct smv_error err;
 
+	d->interrupted = NULL;
 	for (;;) {
 		Smemv__V1__AbortMigrationRequest q = SMEMV__V1__ABORT_MIGRATION_REQUEST__INIT;
 		Smemv__V1__MigrationVerdict *v = NULL;
-		enum smv_verdict verdict;
 
 		q.migration_id = d->migration_id;
 		q.why = (char *)why;
 		if (call(d, "AbortMigration", &q, (void **)&v, ABORT_CALL_TIMEOUT_MS, &err) == 0) {
 			verdict = verdict_of(v, state, state_len, &err);
 			done(v);
-			return verdict;
+			if (verdict != SMV_VERDICT_OPEN)
+				return verdict;
+			smv_fail(&err, SMV_UNKNOWN, "committing", NULL, "it is committing");
 		}
 		/* Until the commit is asked for nobody but us can bring it about. */
 		if (!d->commit_sent && err.code == SMV_NOT_FOUND)
 			return SMV_VERDICT_ABORTED;
 		/* Without a grant there is nothing to abort, unless its answer was lost. */
 		if (!d->granted)
-			return SMV_VERDICT_UNKNOWN;
+			return verdict;
 		if (smv_now_ns() > end) {
 			smv_log_warning(
 				"the main host does not confirm the abort: %s", err.message);
-			return SMV_VERDICT_UNKNOWN;
+			return verdict;
 		}
 		smv_sleep_ms(200);
 	}

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 struct smv_reporter;
+struct Smemv__V1__PlanMigrationResponse;
 
 struct smv_dest {
 	struct smv_rpc_client *client;
@@ -28,6 +29,7 @@ struct smv_dest {
 	char transport[16];
 	char transport_reason[200];
 	uint64_t last_contact_ns;
+	smv_interrupted interrupted; /* asked before each call but that to abort; may be NULL */
 
 	/* Reports on their way: see smv_dest_report(). */
 	struct smv_reporter *reporter;
@@ -44,12 +46,21 @@ struct smv_prepare {
 	bool insecure;
 };
 
-int smv_dest_open(const struct smv_addr *addr, struct smv_dest *dest, struct smv_error *err);
+/** smv_dest_new_id - a random migration id. */
+int smv_dest_new_id(char id[33], struct smv_error *err);
+/** smv_dest_open - no connection is made yet. */
+int smv_dest_open(
+	const struct smv_addr *addr, const char *id, struct smv_dest *dest, struct smv_error *err);
 void smv_dest_close(struct smv_dest *dest);
 
 /** smv_dest_prepare - leases, extents, tickets; refuses before anything moves. */
 int smv_dest_prepare(
 	struct smv_dest *dest, const struct smv_prepare *prepare, struct smv_error *err);
+
+/** smv_dest_plan - what smv_dest_prepare() would do, without doing it. Free the answer with
+ * smv_rpc_message_free(). */
+int smv_dest_plan(struct smv_dest *dest, const struct smv_prepare *prepare,
+	struct Smemv__V1__PlanMigrationResponse **answer, struct smv_error *err);
 
 /** smv_dest_report - tell where a page went (state ZERO or COLD); sent in batches. */
 int smv_dest_report(
@@ -80,7 +91,8 @@ enum smv_verdict {
 enum smv_verdict smv_dest_commit(struct smv_dest *dest, unsigned int timeout_ms, char *state,
 	size_t state_len, struct smv_error *err);
 
-/** smv_dest_abort - abort unless it is committed. UNKNOWN: the pager did not answer. */
+/** smv_dest_abort - abort unless it is committed, asking again for up to @timeout_ms. UNKNOWN: the
+ * pager did not answer. OPEN: it is committing and has not come to an end. */
 enum smv_verdict smv_dest_abort(struct smv_dest *dest, const char *why, unsigned int timeout_ms,
 	char *state, size_t state_len);
 

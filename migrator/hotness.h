@@ -6,13 +6,18 @@
 #include "migrator/pageset.h"
 #include "migrator/source.h"
 
+#define SMV_HOTNESS_SAMPLES 5
+#define SMV_HOTNESS_SAMPLE_MS 200
+
+/** smv_hotness_look - @samples times: drop the page-table entries (the data stays in the file), let
+ * the VM run for SMV_HOTNESS_SAMPLE_MS, count in @touches the pages that have one again. */
+int smv_hotness_look(struct smv_source *source, unsigned int samples, uint8_t *touches,
+	smv_interrupted interrupted, struct smv_error *err);
+
 /**
  * smv_hotness_sample - choose the pages for the main host.
  * @credit: how many at most
  * @hot: gets them: the most often touched ones of a few samples, then other populated pages
- *
- * Sampling: drop the page-table entries (the data stays in the file), let the VM run a while, see
- * which pages have one again.
  */
 int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pageset *hot,
 	smv_interrupted interrupted, struct smv_error *err);

@@ -1,16 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* smemv-migrate: the program on the source. */
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "common/units.h"
+#include "migrator/manage.h"
+#include "migrator/plan.h"
 #include "migrator/run.h"
+#include "migrator/supervisor.h"
 #include "rpc/rpc.h"
 #include "vmm/runtime.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
+
+enum command { NONE, RUN, PLAN, STATUS, CANCEL, RECOVER, SUPERVISE };
+
+static const struct {
+	const char *name;
+	bool takes_ids;
+} commands[] = {
+	[RUN] = {"run", false},
+	[PLAN] = {"plan", false},
+	[STATUS] = {"status", true},
+	[CANCEL] = {"cancel", true},
+	[RECOVER] = {"recover", true},
+	/* Not for people: see migrator/supervisor.h. */
+	[SUPERVISE] = {"supervise", true},
+};
 
 enum {
 	OPT_MAX_ROUNDS = 256,
@@ -18,19 +38,31 @@ enum {
 	OPT_NO_CONVERGE,
 	OPT_RUNTIME_DIR,
 	OPT_JSON,
-	OPT_VM_QMP
+	OPT_VM_QMP,
+	OPT_MAX_THROTTLE,
+	OPT_VERDICT_TIMEOUT,
+	OPT_STATE_DIR,
+	OPT_ASSUME_ABORTED,
 };
+
+#define MAX_IDS 64
 
 static struct {
 	struct smv_run_options run;
 	const char *vm;
 	const char *vm_qmp;
 	const char *runtime_dir;
+	const char *state_dir;
+	enum command command;
+	char *ids[MAX_IDS];
+	size_t nr_ids;
 	bool json;
+	bool assume_aborted;
 	bool have_to, have_budget;
+	char default_state_dir[SMV_RUNTIME_PATH_MAX];
 	char *sub_hosts[SMV_SUB_HOSTS_MAX];
 	char qmp_path[SMV_RUNTIME_PATH_MAX], shim_path[SMV_RUNTIME_PATH_MAX];
-} opts = {.run = {.transport = "auto", .max_rounds = 30, .max_downtime_ms = 300}};
+} opts = {.run = {.transport = "auto", .max_rounds = 30, .max_downtime_ms = 300, .verdict_s = 30}};
 
 static const struct argp_option options[] = {
 	{NULL, 0, NULL, 0, "Which VM:", 1},
@@ -51,9 +83,25 @@ static const struct argp_option options[] = {
 	{"max-rounds", OPT_MAX_ROUNDS, "N", 0, "rounds before giving up on that (default 30)", 3},
 	{"on-no-converge", OPT_NO_CONVERGE, "WHAT", 0,
 		"then: fail (default; the source runs on) or stop (switch over all the same)", 3},
+	{"max-throttle", OPT_MAX_THROTTLE, "PERCENT", 0,
+		"slow the VM's processors down by up to this when the rounds do not get there "
+		"(default 0: never)",
+		3},
 	{"bandwidth", 'B', "RATE", 0, "bytes per second at most, e.g. 500M (default: no limit)", 3},
 	{"timeout", 'W', "S", 0, "give up after this many seconds (default: never)", 3},
-	{"json", OPT_JSON, NULL, 0, "one JSON object on standard output", 3},
+	{"verdict-timeout", OPT_VERDICT_TIMEOUT, "S", 0,
+		"ask the main host for so long what became of a commit before the result is "
+		"unknown (default 30)",
+		3},
+	{NULL, 0, NULL, 0, "All commands:", 4},
+	{"state-dir", OPT_STATE_DIR, "DIR", 0,
+		"where journals of migrations are kept (default /run/smemv/migrations)", 4},
+	{"json", OPT_JSON, NULL, 0, "one JSON object on standard output", 4},
+	{NULL, 0, NULL, 0, "recover:", 5},
+	{"assume-aborted", OPT_ASSUME_ABORTED, NULL, 0,
+		"the main host is gone for good and does not run the VM: let the source run even "
+		"without its verdict",
+		5},
 	{0},
 };
 
@@ -89,7 +137,7 @@ static void check_control(
 		argp_error(state, "%s: %s. %s", option, err.message, err.hint);
 }
 
-static void finish(struct argp_state *state)
+static void finish_run(struct argp_state *state)
 {
 	struct smv_error err;
 	struct smv_addr addr;
@@ -108,6 +156,48 @@ static void finish(struct argp_state *state)
 			if (strcmp(opts.sub_hosts[k], opts.sub_hosts[i]) == 0)
 				argp_error(
 					state, "--sub-host '%s' is given twice", opts.sub_hosts[i]);
+	}
+}
+
+static void finish(struct argp_state *state)
+{
+	struct smv_error err;
+
+	if (opts.command == NONE)
+		argp_error(state, "a command is needed: smemv-migrate run ...");
+	if (opts.command == RUN || opts.command == PLAN)
+		finish_run(state);
+	if (opts.command == SUPERVISE && opts.nr_ids != 1)
+		argp_error(state, "supervise takes one id");
+	if (opts.assume_aborted && opts.command != RECOVER)
+		argp_error(state, "--assume-aborted is for recover");
+	if (opts.assume_aborted && opts.nr_ids != 1)
+		argp_error(state, "--assume-aborted takes the id of the one migration that you "
+				  "vouch for");
+	if (opts.state_dir)
+		return;
+	if (smv_journal_default_dir(opts.default_state_dir, &err) < 0)
+		argp_error(state, "%s. %s", err.message, err.hint);
+	opts.state_dir = opts.default_state_dir;
+}
+
+static void parse_word(struct argp_state *state, char *word)
+{
+	if (opts.command == NONE) {
+		for (size_t i = RUN; i < SMV_ARRAY_SIZE(commands); i++)
+			if (strcmp(word, commands[i].name) == 0)
+				opts.command = (enum command)i;
+		if (opts.command == NONE)
+			argp_error(state,
+				"unknown command '%s'; there are: run, plan, status, cancel, "
+				"recover",
+				word);
+	} else if (!commands[opts.command].takes_ids) {
+		argp_error(state, "unexpected argument '%s'", word);
+	} else if (opts.nr_ids == MAX_IDS) {
+		argp_error(state, "more than %d ids", MAX_IDS);
+	} else {
+		opts.ids[opts.nr_ids++] = word;
 	}
 }
 
@@ -170,12 +260,22 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_JSON:
 		opts.json = true;
 		return 0;
-	case ARGP_KEY_ARG:
-		if (state->arg_num > 0 || strcmp(arg, "run") != 0)
-			argp_error(state, "unknown command '%s'; there is: run", arg);
+	case OPT_MAX_THROTTLE:
+		run->max_throttle_percent = number(state, "--max-throttle", arg, 0);
+		if (run->max_throttle_percent > 99)
+			argp_error(state, "--max-throttle: at most 99 percent");
 		return 0;
-	case ARGP_KEY_NO_ARGS:
-		argp_error(state, "a command is needed: smemv-migrate run ...");
+	case OPT_VERDICT_TIMEOUT:
+		run->verdict_s = number(state, "--verdict-timeout", arg, 1);
+		return 0;
+	case OPT_STATE_DIR:
+		opts.state_dir = arg;
+		return 0;
+	case OPT_ASSUME_ABORTED:
+		opts.assume_aborted = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		parse_word(state, arg);
 		return 0;
 	case ARGP_KEY_SUCCESS:
 		finish(state);
@@ -200,32 +300,37 @@ static int paths_beside(const char *qmp_path, struct smv_error *err)
 	return 0;
 }
 
-static void on_signal(int sig)
+static void signals(sigset_t *set)
 {
-	(void)sig;
-	smv_run_cancel();
+	sigemptyset(set);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGHUP);
 }
 
-int main(int argc, char **argv)
+/* Again and again: a call that begins just now must end, too. */
+static void *wait_for_signal(void *unused)
 {
-	static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
-	static const struct argp argp = {options, parse, "run",
-		"Splits the memory of a running VM: what it is likely to touch goes to the main "
-		"host, the "
-		"rest straight to the sub-hosts; then the VM runs on at the main host."
-		"\vExit status: 0 completed, 1 failed (the source runs), 2 bad usage, 3 cancelled "
-		"(the "
-		"source runs), 4 refused (nothing was touched), 5 unknown (do not start the "
-		"source).",
-		children, NULL, NULL};
-	struct sigaction action = {.sa_handler = on_signal};
+	sigset_t set;
+	int sig;
+
+	(void)unused;
+	signals(&set);
+	sigwait(&set, &sig);
+	for (;; smv_sleep_ms(100))
+		smv_run_cancel();
+	return NULL;
+}
+
+static int run(void)
+{
 	static struct smv_result result;
+	static struct smv_journal journal;
 	struct smv_error *err = &result.error;
+	pthread_t thread;
+	sigset_t set;
 	int r;
 
-	smv_program_init();
-	argp_parse(&argp, argc, argv, 0, NULL, NULL);
-	opts.run.sub_hosts = opts.sub_hosts;
 	r = opts.vm_qmp ? paths_beside(opts.vm_qmp, err)
 			: smv_runtime_paths(
 				  opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
@@ -233,17 +338,84 @@ int main(int argc, char **argv)
 		smv_error_print(err);
 		return SMV_EXIT_USAGE;
 	}
+	opts.run.sub_hosts = opts.sub_hosts;
 	opts.run.qmp_path = opts.qmp_path;
 	opts.run.shim_path = opts.shim_path;
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
+	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp;
+	opts.run.state_dir = opts.state_dir;
+	if (opts.command == PLAN) {
+		smv_rpc_init();
+		r = smv_plan(&opts.run, opts.json);
+		smv_rpc_shutdown();
+		return r;
+	}
+	signals(&set);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	r = pthread_create(&thread, NULL, wait_for_signal, NULL);
+	if (r) {
+		smv_log_error("cannot start a thread: %s", strerror(r));
+		return EXIT_FAILURE;
+	}
+	pthread_detach(thread);
 	smv_rpc_init();
-	smv_run(&opts.run, &result);
+	smv_run(&opts.run, &journal, &result);
 	smv_rpc_shutdown();
 	if (opts.json)
 		smv_result_print_json(&result);
 	else
 		smv_result_print(&result);
+	if (result.settled)
+		smv_journal_remove(&journal);
+	else
+		smv_journal_close(&journal);
 	free(result.rounds);
 	return (int)result.outcome;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
+	static const struct argp argp = {options, parse,
+		"run\nplan\nstatus [ID...]\ncancel [ID]\nrecover [ID...]",
+		"Splits the memory of a running VM: what it is likely to touch goes to the main "
+		"host, the rest straight to the sub-hosts; then the VM runs on at the main host."
+		"\v"
+		"  run      migrate a VM\n"
+		"  plan     the same options: what would stand in the way, and what it would be "
+		"like; "
+		"nothing is changed\n"
+		"  status   what is under way on this host, and what was left behind\n"
+		"  cancel   abort a migration and wait for its end; --vm or ID when there are "
+		"several\n"
+		"  recover  settle what a killed smemv-migrate left behind, and forget it\n\n"
+		"Exit status of run and plan: 0 completed, 1 failed (the source runs), 2 bad "
+		"usage, 3 "
+		"cancelled (the source runs), 4 refused (nothing was touched), 5 unknown (do not "
+		"start the source).",
+		children, NULL, NULL};
+	struct smv_manage manage;
+
+	smv_program_init();
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	manage = (struct smv_manage){.state_dir = opts.state_dir,
+		.vm = opts.vm,
+		.ids = opts.ids,
+		.nr_ids = opts.nr_ids,
+		.timeout_s = opts.run.timeout_s ? opts.run.timeout_s : opts.run.verdict_s,
+		.assume_aborted = opts.assume_aborted,
+		.json = opts.json};
+	switch (opts.command) {
+	case STATUS:
+		return smv_manage_status(&manage);
+	case CANCEL:
+		/* It may have to wait for a verdict first. */
+		manage.timeout_s += opts.run.timeout_s ? 0 : 60;
+		return smv_manage_cancel(&manage);
+	case RECOVER:
+		return smv_manage_recover(&manage);
+	case SUPERVISE:
+		return smv_supervise(opts.state_dir, opts.ids[0]);
+	default:
+		return run();
+	}
 }

@@ -5,6 +5,7 @@
 #include "client/remote.h"
 #include "client/slots.h"
 #include "common/clock.h"
+#include "common/log.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -617,6 +618,29 @@ int smv_push_read_back(struct smv_push *p, struct smv_error *err)
 	}
 	return wait_all(p, err);
 }
+
+#ifdef SMEMV_FAULT_POINTS
+void smv_push_late_write(struct smv_push *p)
+{
+	struct smv_error err;
+	uint64_t n = 0;
+
+	memset(smv_remote_staging(p->remote), 0x5a, SMV_PAGE_SIZE);
+	for (uint64_t page = 0; page < p->map.nr_pages; page++) {
+		smv_page_word word = smv_pagemap_get(&p->map, page);
+
+		if (smv_word_state(word) != SMV_PAGE_COLD)
+			continue;
+		while (smv_remote_post(p->remote, SMV_OP_WRITE, smv_word_slot(word), 1,
+			       smv_remote_staging(p->remote), 0) == -EAGAIN &&
+			make_progress(p, &err) == 0)
+			;
+		n++;
+	}
+	wait_all(p, &err);
+	smv_log_warning("%lu late writes: %s", n, p->error ? strerror(-p->error) : "all done");
+}
+#endif
 
 const struct smv_pagemap *smv_push_map(const struct smv_push *p)
 {

@@ -44,6 +44,12 @@ int smv_push_declare_zero(
  * they are visible at the sub-hosts, whatever a NIC or a bus still buffered. */
 int smv_push_read_back(struct smv_push *push, struct smv_error *err);
 
+#ifdef SMEMV_FAULT_POINTS
+/** smv_push_late_write - for a negative test: write rubbish over the slots of cold pages, as a write
+ * would that was delayed until after the switch-over. Whether it gets through is for the fence. */
+void smv_push_late_write(struct smv_push *push);
+#endif
+
 const struct smv_pagemap *smv_push_map(const struct smv_push *push);
 void smv_push_counts(const struct smv_push *push, struct smv_push_counts *counts);
 /** smv_push_bytes_to - payload written to one sub-host. */

@@ -2,18 +2,13 @@
 #include "migrator/report.h"
 
 #include "common/cleanup.h"
-#include "common/clock.h"
-#include "common/log.h"
 #include "common/units.h"
 
-#include <stdarg.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#define BAR_WIDTH 30
-#define BAR_INTERVAL_NS (100 * SMV_NS_PER_MS)
-
-static const char *outcome_name(enum smv_outcome outcome)
+const char *smv_outcome_name(enum smv_outcome outcome)
 {
 	switch (outcome) {
 	case SMV_COMPLETED:
@@ -28,6 +23,20 @@ static const char *outcome_name(enum smv_outcome outcome)
 		break;
 	}
 	return "failed";
+}
+
+int smv_outcome_parse(const char *name, enum smv_outcome *outcome)
+{
+	static const enum smv_outcome all[] = {
+		SMV_COMPLETED, SMV_FAILED, SMV_STOPPED, SMV_NOT_BEGUN, SMV_DOUBTFUL};
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(all); i++) {
+		if (strcmp(smv_outcome_name(all[i]), name) == 0) {
+			*outcome = all[i];
+			return 0;
+		}
+	}
+	return -EINVAL;
 }
 
 static json_t *ms(double v)
@@ -56,7 +65,7 @@ static json_t *text(const char *s)
 	return json_string(copy);
 }
 
-static json_t *error_json(const struct smv_error *err)
+json_t *smv_error_json(const struct smv_error *err)
 {
 	if (err->code == SMV_OK)
 		return json_null();
@@ -64,15 +73,17 @@ static json_t *error_json(const struct smv_error *err)
 		text(err->message), "hint", text(err->hint));
 }
 
-void smv_result_print_json(const struct smv_result *r)
+json_t *smv_result_json(const struct smv_result *r)
 {
-	CLEANUP_JSON json_t *root = json_object();
+	json_t *root = json_object();
 	json_t *rounds = json_array(), *hosts = json_array();
 
 	for (size_t i = 0; i < r->nr_rounds; i++)
 		json_array_append_new(rounds,
-			json_pack("{s:o, s:o, s:o}", "pages", integer(r->rounds[i].pages), "bytes",
-				integer(r->rounds[i].bytes), "ms", ms(r->rounds[i].ms)));
+			json_pack("{s:o, s:o, s:o, s:o, s:i}", "pages", integer(r->rounds[i].pages),
+				"bytes", integer(r->rounds[i].bytes), "ms", ms(r->rounds[i].ms),
+				"expected_downtime_ms", ms(r->rounds[i].expected_downtime_ms),
+				"throttle_percent", (int)r->rounds[i].throttle_percent));
 	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
 		json_array_append_new(hosts,
 			json_pack("{s:o, s:o, s:o}", "address", text(r->sub_hosts[h].address),
@@ -80,9 +91,9 @@ void smv_result_print_json(const struct smv_result *r)
 				integer(r->sub_hosts[h].extents)));
 	json_object_set_new(root, "schema_version", json_integer(1));
 	json_object_set_new(root, "migration_id", text(r->migration_id));
-	json_object_set_new(root, "status", json_string(outcome_name(r->outcome)));
+	json_object_set_new(root, "status", json_string(smv_outcome_name(r->outcome)));
 	json_object_set_new(root, "committed", json_boolean(r->committed));
-	json_object_set_new(root, "error", error_json(&r->error));
+	json_object_set_new(root, "error", smv_error_json(&r->error));
 	json_object_set_new(root, "source_state", text(r->source_state));
 	json_object_set_new(root, "destination_state", text(r->destination_state));
 	json_object_set_new(root, "total_time_ms", ms(r->total_ms));
@@ -99,6 +110,13 @@ void smv_result_print_json(const struct smv_result *r)
 	json_object_set_new(root, "sub_hosts", hosts);
 	json_object_set_new(root, "transport", text(r->transport));
 	json_object_set_new(root, "transport_reason", text(r->transport_reason));
+	return root;
+}
+
+void smv_result_print_json(const struct smv_result *r)
+{
+	CLEANUP_JSON json_t *root = smv_result_json(r);
+
 	json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
 	putchar('\n');
 	fflush(stdout);
@@ -144,10 +162,12 @@ void smv_result_print(const struct smv_result *r)
 	}
 	smv_error_print(&r->error);
 	fprintf(stderr, "  migration %s; the source is '%s', the destination '%s'\n",
-		outcome_name(r->outcome), r->source_state, r->destination_state);
+		smv_outcome_name(r->outcome), r->source_state, r->destination_state);
 	if (r->outcome == SMV_DOUBTFUL)
 		fprintf(stderr,
-			"  DO NOT START THE SOURCE: the VM may be running on the main host.\n");
+			"  DO NOT START THE SOURCE: the VM may be running on the main host.\n"
+			"  Its supervisor goes on asking; so does: smemv-migrate recover %s\n",
+			r->migration_id);
 }
 
 int smv_result_add_round(struct smv_result *result, struct smv_round round)
@@ -160,50 +180,4 @@ int smv_result_add_round(struct smv_result *result, struct smv_round round)
 	result->rounds = grown;
 	result->rounds[result->nr_rounds++] = round;
 	return 0;
-}
-
-/* --- progress ----------------------------------------------------------------------------- */
-
-static char phase[120];
-static uint64_t drawn_ns;
-
-static bool on_terminal(void)
-{
-	return isatty(STDERR_FILENO);
-}
-
-void smv_progress_phase(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(phase, sizeof(phase), fmt, ap);
-	va_end(ap);
-	drawn_ns = 0;
-	if (on_terminal())
-		fprintf(stderr, "\r\033[K%s", phase);
-	else
-		smv_log_info("%s", phase);
-}
-
-void smv_progress_bar(uint64_t done, uint64_t total)
-{
-	uint64_t now = smv_now_ns();
-	char bar[BAR_WIDTH + 1];
-	int full;
-
-	if (!on_terminal() || total == 0 || now - drawn_ns < BAR_INTERVAL_NS)
-		return;
-	drawn_ns = now;
-	full = (int)(done * BAR_WIDTH / total);
-	memset(bar, '#', sizeof(bar));
-	memset(bar + full, '.', (size_t)(BAR_WIDTH - full));
-	bar[BAR_WIDTH] = '\0';
-	fprintf(stderr, "\r\033[K%s [%s] %3lu %%", phase, bar, done * 100 / total);
-}
-
-void smv_progress_end(void)
-{
-	if (on_terminal())
-		fprintf(stderr, "\r\033[K");
 }

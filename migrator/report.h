@@ -6,6 +6,7 @@
 #include "client/backing.h"
 #include "common/error.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -18,15 +19,21 @@ enum smv_outcome {
 	SMV_DOUBTFUL = 5,  /* do not start the source */
 };
 
+/* The error's reason when the source owns the VM but could not be made to run. */
+#define SMV_REASON_RESUME "resume"
+
 struct smv_round {
 	uint64_t pages;
 	uint64_t bytes;
 	double ms;
+	double expected_downtime_ms; /* before it */
+	unsigned int throttle_percent;
 };
 
 struct smv_result {
 	enum smv_outcome outcome;
-	char migration_id[33];
+	bool settled; /* who owns the VM is known, and it runs or is left stopped on purpose */
+	char migration_id[33]; /* empty: none was begun */
 	bool committed;
 	struct smv_error error; /* code SMV_OK: none */
 	char source_state[64];
@@ -48,17 +55,20 @@ struct smv_result {
 	char transport_reason[200];
 };
 
+/** smv_result_json - the object; new reference. */
+json_t *smv_result_json(const struct smv_result *result);
 /** smv_result_print_json - exactly one object on standard output. */
 void smv_result_print_json(const struct smv_result *result);
 /** smv_result_print - for people: a failure on standard error, a success on standard output. */
 void smv_result_print(const struct smv_result *result);
 int smv_result_add_round(struct smv_result *result, struct smv_round round);
 
-/** smv_progress_phase - a new phase begins: a line in the log, or the terminal's status line. */
-void smv_progress_phase(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-/** smv_progress_bar - how far the phase is; shown on a terminal only, a few times per second. */
-void smv_progress_bar(uint64_t done, uint64_t total);
-/** smv_progress_end - leave the terminal's status line. */
-void smv_progress_end(void);
+/** smv_outcome_name - "completed", "failed", "cancelled", "refused", "unknown"; smv_outcome_parse -
+ * 0, or -EINVAL. */
+const char *smv_outcome_name(enum smv_outcome outcome);
+int smv_outcome_parse(const char *name, enum smv_outcome *outcome);
+
+/** smv_error_json - {"code", "message", "hint"}, or null for no error. */
+json_t *smv_error_json(const struct smv_error *err);
 
 #endif

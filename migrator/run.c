@@ -6,51 +6,68 @@
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "common/units.h"
-#include "migrator/dest.h"
+#include "migrator/converge.h"
 #include "migrator/hotness.h"
+#include "migrator/progress.h"
 #include "migrator/push.h"
-#include "migrator/source.h"
+#include "migrator/recover.h"
+#include "migrator/supervisor.h"
 #include "migrator/tracker.h"
 
 #include <errno.h>
-#include <signal.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
-/* What a switch-over costs beside the last pages: stopping, QEMU's device state, the commit. */
-#define SWITCH_OVER_MS 40.0
 /* How long the VM may stand still while QEMU sends or loads the device state. */
 #define STOPPED_TIMEOUT_MS 30000
-/* How long to ask for the verdict of a commit; and for a mere abort, which the main host does by
- * itself when it hears nothing. */
-#define VERDICT_TIMEOUT_MS 30000
-#define ABORT_TIMEOUT_MS 3000
 
 struct run {
 	const struct smv_run_options *o;
 	struct smv_result *result;
+	struct smv_journal *journal;
+	pid_t supervisor;
 	struct smv_source source;
 	struct smv_dest dest;
 	struct smv_push *push;
 	struct smv_pageset hot;
 	struct smv_pageset dirty;
-	uint64_t round_pages; /* of the round under way, for the progress bar */
+	struct smv_converge converge;
 	uint64_t start_ns;
-	uint64_t stopped_ns; /* 0: the source was not seen to stop */
-	bool refusable;      /* nothing was touched yet */
+	uint64_t collected_ns; /* when the dirty pages were last collected */
+	uint64_t stopped_ns;   /* 0: the source was not seen to stop */
+	bool refusable;        /* nothing was touched yet */
 };
 
-static volatile sig_atomic_t cancel_requested;
+static atomic_bool cancel_requested;
+/* Whose calls a cancellation ends; the lock keeps it there meanwhile. */
+static pthread_mutex_t cancel_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct smv_rpc_client *cancel_client;
 
 void smv_run_cancel(void)
 {
-	cancel_requested = 1;
+	atomic_store(&cancel_requested, true);
+	pthread_mutex_lock(&cancel_lock);
+	if (cancel_client)
+		smv_rpc_client_cancel_all(cancel_client);
+	pthread_mutex_unlock(&cancel_lock);
+}
+
+static void set_cancel_client(struct smv_rpc_client *client)
+{
+	pthread_mutex_lock(&cancel_lock);
+	cancel_client = client;
+	pthread_mutex_unlock(&cancel_lock);
 }
 
 static uint64_t deadline_ns; /* 0: none */
 
 static int interrupted(struct smv_error *err)
 {
-	if (cancel_requested)
+	if (atomic_load(&cancel_requested))
 		return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
 	if (deadline_ns && smv_now_ns() > deadline_ns)
 		return smv_fail(err, SMV_TIMEOUT, "timeout", "Raise --timeout.",
@@ -63,16 +80,110 @@ static double ms_since(uint64_t ns)
 	return (double)(smv_now_ns() - ns) / 1e6;
 }
 
+/* --- the journal -------------------------------------------------------------------------- */
+
+static int write_down(struct run *run, const char *phase, struct smv_error *err)
+{
+	return smv_journal_set(run->journal,
+		json_pack("{s:s, s:o}", "phase", phase, "undo", smv_source_undo(&run->source)),
+		err);
+}
+
+/* An smv_source's record(). */
+static int record_undo(void *ctx, struct smv_error *err)
+{
+	struct run *run = ctx;
+
+	return smv_journal_set(
+		run->journal, json_pack("{s:o}", "undo", smv_source_undo(&run->source)), err);
+}
+
+/* One migration at a time, and none while nobody knows how the last one ended. */
+static int check_others(const struct run *run, struct smv_error *err)
+{
+	struct smv_journal_view *views;
+	size_t nr;
+	int r = smv_journal_list(run->o->state_dir, &views, &nr, err);
+
+	for (size_t i = 0; i < nr && r == 0; i++) {
+		struct smv_process source;
+
+		if (!smv_json_to_process(json_object_get(views[i].journal, "source"), &source) ||
+			source.pid != run->source.process.pid ||
+			source.start_time != run->source.process.start_time)
+			continue;
+		if (views[i].busy)
+			r = smv_fail(err, SMV_REFUSED, "migration-active",
+				"Wait for it, or use smemv-migrate cancel.",
+				"migration %s of this VM is under way", views[i].id);
+		else if (!json_object_get(views[i].journal, "outcome"))
+			r = smv_fail(err, SMV_REFUSED, "unresolved",
+				"Settle it by smemv-migrate recover.",
+				"how migration %s of this VM ended is not known", views[i].id);
+	}
+	smv_journal_list_free(views, nr);
+	return r;
+}
+
+static int begin_journal(struct run *run, struct smv_error *err)
+{
+	const struct smv_run_options *o = run->o;
+	char id[SMV_MIGRATION_ID_MAX], to[SMV_ADDR_MAX];
+	struct smv_process self;
+	json_t *begin;
+	int r;
+
+	if ((r = check_others(run, err)) < 0 || (r = smv_dest_new_id(id, err)) < 0 ||
+		(r = smv_journal_create(o->state_dir, id, run->journal, err)) < 0)
+		return r;
+	if (smv_process_identify(getpid(), &self) < 0)
+		return smv_fail(
+			err, SMV_INTERNAL, "proc", "Mount /proc.", "cannot read /proc/self/stat");
+	snprintf(run->result->migration_id, sizeof(run->result->migration_id), "%s", id);
+	smv_addr_format(&o->to, to, sizeof(to));
+	begin = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:b, s:b}", "vm", o->vm, "to", to,
+		"to_vm", o->to_vm, "qmp_path", o->qmp_path, "shim_path", o->shim_path, "source",
+		smv_json_process(&run->source.process), "worker", smv_json_process(&self),
+		"prepared", 0, "commit_sent", 0);
+	json_object_set_new(begin, "started_at", json_integer((json_int_t)time(NULL)));
+	r = smv_journal_set(run->journal, begin, err);
+	if (r == 0)
+		r = smv_supervisor_start(o->state_dir, id, &run->supervisor, err);
+	run->source.record = record_undo;
+	run->source.record_ctx = run;
+	return r;
+}
+
+/* Somebody killed it: what it is for is still to come. */
+static void keep_supervised(struct run *run)
+{
+	struct smv_error err;
+
+	if (waitpid(run->supervisor, NULL, WNOHANG) != run->supervisor)
+		return;
+	smv_log_warning("the supervisor has ended; starting another one");
+	if (smv_supervisor_start(run->o->state_dir, run->journal->id, &run->supervisor, &err) < 0)
+		smv_log_warning("%s", err.message);
+}
+
+/* --- the phases --------------------------------------------------------------------------- */
+
 static int check(struct run *run, struct smv_error *err)
 {
 	const struct smv_run_options *o = run->o;
 	int r;
 
-	smv_progress_phase("checking the source");
+	smv_progress_phase("check", "checking the source");
 	if ((r = smv_source_open(o->qmp_path, o->shim_path, &run->source, err)) < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
-	return smv_dest_open(&o->to, &run->dest, err);
+	if ((r = begin_journal(run, err)) < 0)
+		return r;
+	smv_progress_begin(run->journal);
+	r = smv_dest_open(&o->to, run->journal->id, &run->dest, err);
+	run->dest.interrupted = interrupted;
+	set_cancel_client(run->dest.client);
+	return r;
 }
 
 static int prepare(struct run *run, struct smv_error *err)
@@ -87,13 +198,16 @@ static int prepare(struct run *run, struct smv_error *err)
 		.insecure = o->insecure};
 	int r;
 
-	snprintf(run->result->migration_id, sizeof(run->result->migration_id), "%s",
-		run->dest.migration_id);
-	smv_progress_phase("preparing the main host and %zu sub-hosts", o->nr_sub_hosts);
+	smv_progress_phase("prepare", "preparing the main host and %zu sub-hosts", o->nr_sub_hosts);
+	r = smv_journal_set(
+		run->journal, json_pack("{s:s, s:b}", "phase", "prepare", "prepared", 1), err);
+	if (r < 0)
+		return r;
 	r = smv_dest_prepare(&run->dest, &prepare, err);
 	run->refusable = !run->dest.granted;
 	if (r < 0)
 		return r;
+	smv_fault_point("prepare");
 	snprintf(run->result->transport, sizeof(run->result->transport), "%s", run->dest.transport);
 	snprintf(run->result->transport_reason, sizeof(run->result->transport_reason), "%s",
 		run->dest.transport_reason);
@@ -106,33 +220,65 @@ static int prepare(struct run *run, struct smv_error *err)
 
 static int sample(struct run *run, struct smv_error *err)
 {
-	int r = smv_source_attach(&run->source, err);
+	int r;
 
-	if (r < 0)
+	smv_progress_phase("sample", "sampling which pages are hot");
+	if ((r = write_down(run, "sample", err)) < 0 ||
+		(r = smv_source_attach(&run->source, err)) < 0)
 		return r;
-	smv_progress_phase("sampling which pages are hot");
+	smv_fault_point("sampling");
 	return smv_hotness_sample(&run->source, run->dest.hot_credit, &run->hot, interrupted, err);
 }
 
 static void show_progress(void *ctx, uint64_t done)
 {
-	struct run *run = ctx;
+	(void)ctx;
+	smv_progress_done(done);
+}
 
-	smv_progress_bar(done, run->round_pages);
+/* Find what was written since the last time; the pages stay protected against being missed. */
+static int collect(struct run *run, struct smv_error *err)
+{
+	uint64_t now = smv_now_ns(), dirty;
+	double s = (double)(now - run->collected_ns) / 1e9;
+	int r = smv_tracker_collect(&run->source, &run->dirty, err);
+
+	dirty = smv_pageset_count(&run->dirty);
+	if (run->collected_ns && s > 0)
+		smv_progress_estimate((double)dirty / s, dirty,
+			smv_converge_expected_ms(&run->converge, dirty * SMV_PAGE_SIZE));
+	run->collected_ns = now;
+	return r;
+}
+
+static int finish_round(struct run *run, struct smv_round *round, struct smv_error *err)
+{
+	char size[32], rate[32];
+
+	smv_progress_log("round %zu: %lu pages, %s in %.0f ms, %s/s", run->result->nr_rounds,
+		round->pages, smv_format_size(round->bytes, size, sizeof(size)), round->ms,
+		smv_format_size((uint64_t)((double)round->bytes / (round->ms + 1e-3) * 1e3), rate,
+			sizeof(rate)));
+	smv_converge_sent(&run->converge, round->bytes, round->ms);
+	return smv_result_add_round(run->result, *round) < 0
+		       ? smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory")
+		       : 0;
 }
 
 /* Send the dirty pages and leave the set empty. */
 static int send_round(struct run *run, struct smv_error *err)
 {
+	uint64_t start = smv_now_ns(), dirty = smv_pageset_count(&run->dirty);
+	struct smv_round round = {.throttle_percent = run->converge.throttle_percent,
+		.expected_downtime_ms =
+			smv_converge_expected_ms(&run->converge, dirty * SMV_PAGE_SIZE)};
 	struct smv_push_counts before, after;
-	uint64_t start = smv_now_ns();
-	struct smv_round round;
-	char size[32];
 	int r;
 
-	run->round_pages = smv_pageset_count(&run->dirty);
+	keep_supervised(run);
+	smv_progress_round((unsigned int)run->result->nr_rounds, dirty);
 	smv_push_counts(run->push, &before);
-	r = smv_push_pages(run->push, &run->dirty, show_progress, run, err);
+	r = smv_push_pages(run->push, &run->dirty, show_progress, NULL, err);
 	if (r < 0)
 		return r;
 	smv_pageset_clear(&run->dirty);
@@ -140,11 +286,9 @@ static int send_round(struct run *run, struct smv_error *err)
 	round.pages = after.pages - before.pages;
 	round.bytes = round.pages * SMV_PAGE_SIZE;
 	round.ms = ms_since(start);
-	smv_log_debug("round %zu: %lu pages, %s in %.0f ms", run->result->nr_rounds, round.pages,
-		smv_format_size(round.bytes, size, sizeof(size)), round.ms);
-	if (smv_result_add_round(run->result, round) < 0)
-		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	return 0;
+	if (run->result->nr_rounds == 0)
+		round.expected_downtime_ms = -1; /* no rate is known yet */
+	return finish_round(run, &round, err);
 }
 
 static int first_round(struct run *run, struct smv_error *err)
@@ -153,37 +297,31 @@ static int first_round(struct run *run, struct smv_error *err)
 
 	/* Protect first, look for holes second: a hole that is filled in between counts as written.
 	 */
-	if ((r = smv_tracker_arm(&run->source, err)) < 0 ||
+	if ((r = write_down(run, "rounds", err)) < 0 ||
+		(r = smv_tracker_arm(&run->source, err)) < 0 ||
 		(r = smv_tracker_populated(&run->source, &run->dirty, err)) < 0)
 		return r;
+	run->collected_ns = smv_now_ns();
 	run->result->setup_ms = ms_since(run->start_ns);
-	smv_progress_phase("round 0: %lu populated pages", smv_pageset_count(&run->dirty));
+	smv_progress_phase(
+		"rounds", "round 0: %lu populated pages", smv_pageset_count(&run->dirty));
+	smv_fault_point("round-0");
 	if ((r = smv_push_declare_zero(run->push, &run->dirty, err)) < 0)
 		return r;
 	return send_round(run, err);
 }
 
-/* The rate at which pages went out in the rounds that were long enough to tell, in bytes per ms. */
-static double push_rate(const struct smv_result *result)
-{
-	double bytes = 0, ms = 0;
-
-	for (size_t i = 0; i < result->nr_rounds; i++) {
-		bytes += (double)result->rounds[i].bytes;
-		ms += result->rounds[i].ms;
-	}
-	return ms > 0 && bytes > 0 ? bytes / ms : 1;
-}
-
 static int no_converge(const struct run *run, double expected_ms, struct smv_error *err)
 {
+	const struct smv_converge *c = &run->converge;
+
 	return smv_fail(err, SMV_ABORTED, "no-converge",
-		"Raise --max-downtime, --max-rounds or --bandwidth, or let it stop the VM with "
-		"--on-no-converge stop.",
-		"after %zu rounds the VM still dirties pages too fast: switching over would stop "
-		"it for "
-		"about %.0f ms, --max-downtime is %u ms",
-		run->result->nr_rounds, expected_ms, run->o->max_downtime_ms);
+		"Raise --max-downtime or --bandwidth, slow the VM down with --max-throttle, or let "
+		"it be stopped all the same with --on-no-converge stop.",
+		"the VM dirties pages faster than they can be sent (%u rounds%s, throttled to %u "
+		"%%): switching over would stop it for about %.0f ms, --max-downtime is %u ms",
+		c->nr_rounds, smv_converge_stalled(c) ? ", the last without progress" : "",
+		c->throttle_percent, expected_ms, c->max_downtime_ms);
 }
 
 /* Resend what the VM dirtied until the rest can be sent within the allowed downtime. */
@@ -194,23 +332,25 @@ static int rounds(struct run *run, struct smv_error *err)
 		uint64_t left;
 		int r;
 
-		if ((r = interrupted(err)) < 0 ||
-			(r = smv_tracker_collect(&run->source, &run->dirty, err)) < 0)
+		if ((r = interrupted(err)) < 0 || (r = collect(run, err)) < 0)
 			return r;
 		left = smv_pageset_count(&run->dirty);
-		expected_ms =
-			SWITCH_OVER_MS + (double)(left * SMV_PAGE_SIZE) / push_rate(run->result);
-		if (expected_ms <= run->o->max_downtime_ms)
+		expected_ms = smv_converge_expected_ms(&run->converge, left * SMV_PAGE_SIZE);
+		switch (smv_converge_next(&run->converge, left * SMV_PAGE_SIZE)) {
+		case SMV_CONVERGE_SWITCH_OVER:
 			return 0;
-		if (run->result->nr_rounds >= run->o->max_rounds) {
-			if (!run->o->stop_on_no_converge)
-				return no_converge(run, expected_ms, err);
-			smv_log_warning(
-				"the rounds do not converge; stopping the VM for about %.0f ms",
+		case SMV_CONVERGE_FAIL:
+			return no_converge(run, expected_ms, err);
+		case SMV_CONVERGE_STOP:
+			smv_progress_log("the rounds do not converge; stopping the VM for about "
+					 "%.0f ms",
 				expected_ms);
 			return 0;
+		case SMV_CONVERGE_SEND:
+			break;
 		}
-		smv_progress_phase("round %zu: %lu dirty pages, expected downtime %.0f ms",
+		smv_progress_phase("rounds",
+			"round %zu: %lu dirty pages, expected downtime %.0f ms",
 			run->result->nr_rounds, left, expected_ms);
 		smv_fault_point("round-n");
 		if ((r = send_round(run, err)) < 0)
@@ -224,33 +364,40 @@ static int switch_over(struct run *run, struct smv_error *err)
 	CLEANUP_FREE char *uri = NULL;
 	int r;
 
-	smv_progress_phase("switching over");
-	if ((r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0 ||
+	smv_progress_phase("switch-over", "switching over");
+	if ((r = write_down(run, "switch-over", err)) < 0 ||
+		(r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0 ||
 		(r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
 		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
 			 &run->stopped_ns, interrupted, err)) < 0)
 		return r;
+	smv_fault_point("pre-switchover");
 	/* The VM stands still: the last pages, then everything that the main host must know. */
-	if ((r = smv_tracker_collect(&run->source, &run->dirty, err)) < 0 ||
-		(r = send_round(run, err)) < 0 || (r = smv_push_read_back(run->push, err)) < 0 ||
+	if ((r = collect(run, err)) < 0 || (r = send_round(run, err)) < 0 ||
+		(r = smv_push_read_back(run->push, err)) < 0 ||
 		(r = smv_dest_flush(&run->dest, err)) < 0 ||
 		(r = smv_dest_confirm(&run->dest, smv_push_map(run->push), err)) < 0)
 		return r;
 	smv_fault_point("map-confirmed");
+#ifdef SMEMV_FAULT_POINTS
+	if (smv_fault_point("late-write"))
+		smv_push_late_write(run->push);
+#endif
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
 	return smv_source_wait_migration(
 		&run->source, "completed", timeout_ms, NULL, interrupted, err);
 }
 
-static int migrate(struct run *run, struct smv_error *err)
+/* Written down before it is asked for: whoever takes over must know that the main host may own the
+ * VM. */
+static int ask_for_commit(struct run *run, struct smv_error *err)
 {
 	struct smv_result *result = run->result;
-	int r;
+	int r = smv_journal_set(
+		run->journal, json_pack("{s:s, s:b}", "phase", "commit", "commit_sent", 1), err);
 
-	if ((r = check(run, err)) < 0 || (r = prepare(run, err)) < 0 ||
-		(r = sample(run, err)) < 0 || (r = first_round(run, err)) < 0 ||
-		(r = rounds(run, err)) < 0 || (r = switch_over(run, err)) < 0)
+	if (r < 0)
 		return r;
 	err->code = SMV_OK;
 	if (smv_dest_commit(&run->dest, STOPPED_TIMEOUT_MS, result->destination_state,
@@ -259,6 +406,17 @@ static int migrate(struct run *run, struct smv_error *err)
 	result->committed = true;
 	result->downtime_ms = ms_since(run->stopped_ns);
 	return err->code == SMV_OK ? 0 : -EINPROGRESS; /* committed, but not seen to run */
+}
+
+static int migrate(struct run *run, struct smv_error *err)
+{
+	int r;
+
+	if ((r = check(run, err)) < 0 || (r = prepare(run, err)) < 0 ||
+		(r = sample(run, err)) < 0 || (r = first_round(run, err)) < 0 ||
+		(r = rounds(run, err)) < 0 || (r = switch_over(run, err)) < 0)
+		return r;
+	return ask_for_commit(run, err);
 }
 
 static void fill_counts(struct run *run)
@@ -293,18 +451,6 @@ static bool is_refusal(enum smv_code code)
 	       code == SMV_UNIMPLEMENTED;
 }
 
-static void resume_source(struct run *run, struct smv_error *err)
-{
-	struct smv_error resume_err;
-
-	if (smv_source_resume(&run->source, &resume_err) < 0)
-		smv_fail(err, SMV_INTERNAL, "resume", "Resume it by hand (QMP: cont).",
-			"the migration was aborted, but the source does not run again: %.400s",
-			resume_err.message);
-	if (run->stopped_ns)
-		run->result->downtime_ms = ms_since(run->stopped_ns);
-}
-
 /* Put everything back, unless the main host owns the VM by now. */
 static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 {
@@ -312,39 +458,66 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 	enum smv_outcome outcome = err->code == SMV_CANCELLED ? SMV_STOPPED : SMV_FAILED;
 	enum smv_verdict verdict;
 
+	set_cancel_client(NULL);
 	if (result->committed)
 		return SMV_DOUBTFUL;
-	if (run->refusable && !run->dest.prepared)
-		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
-	if (!run->refusable)
-		smv_progress_phase("aborting: %s", err->message);
-	/* Only we can ask for the commit: before that the source need not wait for any answer. */
-	if (!run->dest.commit_sent)
-		resume_source(run, err);
-	verdict = smv_dest_abort(&run->dest, err->message,
-		run->dest.commit_sent ? VERDICT_TIMEOUT_MS : ABORT_TIMEOUT_MS,
-		result->destination_state, sizeof(result->destination_state));
-	if (run->refusable)
-		return is_refusal(err->code) ? SMV_NOT_BEGUN : outcome;
-	if (!run->dest.commit_sent)
+	if (run->refusable && is_refusal(err->code))
+		outcome = SMV_NOT_BEGUN;
+	if (!run->dest.prepared) {
+		smv_source_resume(&run->source, NULL);
 		return outcome;
-	if (verdict == SMV_VERDICT_COMMITTED) {
-		/* The answer to the commit was lost, not the commit. */
-		result->committed = true;
-		result->downtime_ms = run->stopped_ns ? ms_since(run->stopped_ns) : -1;
-		err->code = SMV_OK;
-		return SMV_COMPLETED;
 	}
-	if (verdict != SMV_VERDICT_ABORTED)
+	if (!run->refusable)
+		smv_progress_phase("abort", "aborting: %s", err->message);
+	verdict = smv_back_out(&run->source, &run->dest, run->o->verdict_s * 1000,
+		result->destination_state, sizeof(result->destination_state), err);
+	if (run->stopped_ns)
+		result->downtime_ms = ms_since(run->stopped_ns);
+	if (verdict == SMV_VERDICT_ABORTED)
+		return outcome;
+	if (verdict != SMV_VERDICT_COMMITTED)
 		return SMV_DOUBTFUL;
-	resume_source(run, err);
-	return outcome;
+	/* The answer to the commit was lost, not the commit. */
+	result->committed = true;
+	err->code = SMV_OK;
+	return SMV_COMPLETED;
 }
 
-void smv_run(const struct smv_run_options *options, struct smv_result *result)
+/* From here on the journal says how it ended, should nobody get to hear it from us. */
+static void write_outcome(struct run *run)
 {
-	struct run run = {
-		.o = options, .result = result, .start_ns = smv_now_ns(), .refusable = true};
+	struct smv_result *result = run->result;
+	json_t *changes;
+	struct smv_error err;
+
+	if (!run->journal->id[0])
+		return;
+	changes = json_pack("{s:o}", "undo", smv_source_undo(&run->source));
+	/* A source that could not be resumed is left to the supervisor, which tries again. */
+	result->settled = result->outcome != SMV_DOUBTFUL &&
+			  strcmp(result->error.reason, SMV_REASON_RESUME) != 0;
+	if (result->settled) {
+		json_t *outcome = smv_result_json(result);
+
+		smv_journal_tell(run->journal, outcome);
+		json_object_set_new(changes, "outcome", outcome);
+	}
+	if (smv_journal_set(run->journal, changes, &err) < 0)
+		smv_log_warning("%s", err.message);
+}
+
+void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
+	struct smv_result *result)
+{
+	struct run run = {.o = options,
+		.result = result,
+		.journal = journal,
+		.start_ns = smv_now_ns(),
+		.refusable = true,
+		.converge = {.max_downtime_ms = options->max_downtime_ms,
+			.max_rounds = options->max_rounds,
+			.max_throttle_percent = options->max_throttle_percent,
+			.stop = options->stop_on_no_converge}};
 	int r;
 
 	run.source.uffd = run.source.pagemap_fd = -1;
@@ -353,6 +526,7 @@ void smv_run(const struct smv_run_options *options, struct smv_result *result)
 	result->downtime_ms = -1;
 	r = migrate(&run, &result->error);
 	result->outcome = r == 0 ? SMV_COMPLETED : back_out(&run, &result->error);
+	set_cancel_client(NULL);
 	if (r == 0)
 		result->error.code = SMV_OK;
 	fill_counts(&run);
@@ -360,10 +534,11 @@ void smv_run(const struct smv_run_options *options, struct smv_result *result)
 	if (run.source.qmp)
 		smv_source_detach(&run.source);
 	smv_source_state(&run.source, result->source_state, sizeof(result->source_state));
+	result->total_ms = ms_since(run.start_ns);
+	smv_progress_end();
+	write_outcome(&run);
 	smv_source_close(&run.source);
 	smv_dest_close(&run.dest);
 	smv_pageset_destroy(&run.hot);
 	smv_pageset_destroy(&run.dirty);
-	result->total_ms = ms_since(run.start_ns);
-	smv_progress_end();
 }

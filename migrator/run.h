@@ -4,6 +4,7 @@
 #define SMV_MIGRATOR_RUN_H
 
 #include "common/addr.h"
+#include "migrator/journal.h"
 #include "migrator/report.h"
 
 #include <stdbool.h>
@@ -20,7 +21,11 @@ struct smv_run_options {
 	unsigned int max_rounds;
 	unsigned int max_downtime_ms;
 	bool stop_on_no_converge;
-	uint64_t bandwidth; /* bytes/s, 0: no limit */
+	unsigned int max_throttle_percent; /* 0: the VM is not slowed down */
+	unsigned int verdict_s;            /* how long to ask for the verdict of a commit */
+	const char *vm;                    /* how people call the source VM */
+	const char *state_dir;             /* where the journal goes */
+	uint64_t bandwidth;                /* bytes/s, 0: no limit */
 	unsigned int timeout_s;
 	bool insecure;
 };
@@ -30,11 +35,17 @@ struct smv_run_options {
  *
  * Phases: CHECK -> PREPARE -> SAMPLE -> ROUND 0 -> ROUND n -> SWITCH-OVER -> COMMIT. Up to the
  * commit every error leads to the abort: the main host gives back what it leased, the source runs
- * on as it was. From the request to commit on only the main host's verdict counts.
+ * on as it was. From the request to commit on only the main host's verdict counts. What must be
+ * known when this process dies is in the journal before it is done.
+ *
+ * @journal: the caller's; after the result was told it is to be removed if it is settled, else
+ * closed and left to the supervisor. Its id is empty when nothing was begun.
  */
-void smv_run(const struct smv_run_options *options, struct smv_result *result);
+void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
+	struct smv_result *result);
 
-/** smv_run_cancel - make smv_run() abort; async-signal-safe. */
+/** smv_run_cancel - make smv_run() abort, also a control call that is under way. From another
+ * thread; may be called again and again. */
 void smv_run_cancel(void);
 
 #endif

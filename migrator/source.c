@@ -61,37 +61,113 @@ static int check_running(struct smv_source *s, struct smv_error *err)
 	return 0;
 }
 
+static void init(struct smv_source *s)
+{
+	memset(s, 0, sizeof(*s));
+	s->uffd = s->pagemap_fd = -1;
+}
+
+static int connect_qemu(
+	struct smv_source *s, const char *qmp_path, const char *shim_path, struct smv_error *err)
+{
+	pid_t pid;
+	int r;
+
+	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
+		(r = smv_shim_open(shim_path, &s->shim, &pid, err)) < 0)
+		return r;
+	if (smv_process_identify(pid, &s->process) < 0)
+		return smv_fail(err, SMV_UNAVAILABLE, "qmp-gone", NULL,
+			"the source's QEMU (process %d) has ended", (int)pid);
+	return 0;
+}
+
 int smv_source_open(
 	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
 {
 	int r;
 
-	memset(s, 0, sizeof(*s));
-	s->uffd = s->pagemap_fd = -1;
+	init(s);
 	if ((r = smv_kernel_check(err)) < 0 ||
-		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
-		(r = smv_shim_open(shim_path, &s->shim, &s->pid, err)) < 0 ||
+		(r = connect_qemu(s, qmp_path, shim_path, err)) < 0 ||
 		(r = check_running(s, err)) < 0 || (r = smv_allow_list_check(s->qmp, err)) < 0 ||
-		(r = smv_guest_ram_find(s->qmp, s->pid, &s->ram, err)) < 0)
+		(r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
 		return r;
-	s->pagemap_fd = smv_pagemap_open(s->pid);
+	s->pagemap_fd = smv_pagemap_open(s->process.pid);
 	if (s->pagemap_fd < 0)
 		return smv_fail(err, SMV_PERMISSION, "process",
 			"Run as the same user as QEMU, or root.",
-			"cannot open /proc/%d/pagemap: %s", (int)s->pid, strerror(-s->pagemap_fd));
+			"cannot open /proc/%d/pagemap: %s", (int)s->process.pid,
+			strerror(-s->pagemap_fd));
 	return 0;
+}
+
+json_t *smv_source_undo(const struct smv_source *s)
+{
+	json_t *caps = s->caps_saved ? json_object() : json_null();
+
+	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
+		json_object_set_new(caps, capabilities[i], json_boolean(s->caps[i]));
+	return json_pack("{s:b, s:b, s:o}", "tracked", s->registered, "migrating", s->migrating,
+		"capabilities", caps);
+}
+
+static void load_undo(struct smv_source *s, const json_t *undo)
+{
+	const json_t *caps = json_object_get(undo, "capabilities");
+
+	s->registered = json_is_true(json_object_get(undo, "tracked"));
+	s->migrating = json_is_true(json_object_get(undo, "migrating"));
+	s->caps_saved = json_is_object(caps);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
+		s->caps[i] = json_is_true(json_object_get(caps, capabilities[i]));
+}
+
+int smv_source_reopen(const char *qmp_path, const char *shim_path,
+	const struct smv_process *process, const json_t *undo, struct smv_source *s,
+	struct smv_error *err)
+{
+	CLEANUP_CLOSE int pidfd = smv_process_open(process);
+	bool fresh;
+	int r;
+
+	init(s);
+	if (pidfd < 0)
+		return smv_fail(err, SMV_NOT_FOUND, "source-gone", NULL,
+			"the source's QEMU (process %d) has ended", (int)process->pid);
+	if ((r = connect_qemu(s, qmp_path, shim_path, err)) < 0)
+		return r;
+	if (s->process.pid != process->pid || s->process.start_time != process->start_time)
+		return smv_fail(err, SMV_REFUSED, "other-vm", NULL,
+			"at %s there is another QEMU (process %d) than the source (process %d)",
+			qmp_path, (int)s->process.pid, (int)process->pid);
+	load_undo(s, undo);
+	if (!s->registered)
+		return 0;
+	/* Tracking that goes on costs the VM little: never let it keep the VM from running. */
+	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 ||
+		smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err) < 0) {
+		smv_log_warning("the source's RAM stays tracked: %s", err->message);
+		s->registered = false;
+	}
+	return 0;
+}
+
+static int record(struct smv_source *s, struct smv_error *err)
+{
+	return s->record ? s->record(s->record_ctx, err) : 0;
 }
 
 int smv_source_attach(struct smv_source *s, struct smv_error *err)
 {
 	bool fresh;
-	int r = smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err);
+	int r;
 
-	if (r < 0)
+	s->registered = true;
+	if ((r = record(s, err)) < 0 || (r = smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err)) < 0)
 		return r;
 	if (fresh)
 		r = smv_uffd_api(s->uffd, SMV_UFFD_TRACK);
-	s->registered = true;
 	for (unsigned int i = 0; i < s->ram.nr_blocks && r == 0; i++)
 		r = smv_uffd_register(s->uffd, s->ram.blocks[i].host_addr,
 			s->ram.blocks[i].size_bytes, UFFDIO_REGISTER_MODE_WP);
@@ -130,12 +206,14 @@ int smv_source_start_migration(struct smv_source *s, const char *uri, struct smv
 		if ((r = smv_qmp_get_capability(s->qmp, capabilities[i], &s->caps[i], err)) < 0)
 			return r;
 	s->caps_saved = true;
+	s->migrating = true;
+	if ((r = record(s, err)) < 0)
+		return r;
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
 		if ((r = smv_qmp_set_capability(s->qmp, capabilities[i], true, err)) < 0)
 			return r;
 	while (smv_qmp_next_event(s->qmp, 0, &event) == 0)
 		json_decref(event); /* of an earlier time */
-	s->migrating = true;
 	return smv_qmp_execute(
 		s->qmp, "migrate", json_pack("{s:s}", "uri", uri), NULL, SMV_QMP_TIMEOUT_MS, err);
 }
@@ -248,7 +326,7 @@ void smv_source_detach(struct smv_source *s)
 			smv_log_warning("cannot restore QEMU's migration capability %s: %s",
 				capabilities[i], err.message);
 	s->caps_saved = false;
-	for (unsigned int i = 0; s->registered && i < s->ram.nr_blocks; i++)
+	for (unsigned int i = 0; s->uffd >= 0 && i < s->ram.nr_blocks; i++)
 		smv_uffd_unregister(
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {

@@ -7,6 +7,7 @@
 #define SMV_MIGRATOR_SOURCE_H
 
 #include "common/error.h"
+#include "common/process.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
 #include "vmm/shim_client.h"
@@ -22,7 +23,7 @@ typedef int (*smv_interrupted)(struct smv_error *err);
 struct smv_source {
 	struct smv_qmp *qmp;
 	struct smv_shim *shim;
-	pid_t pid;
+	struct smv_process process;
 	struct smv_guest_ram ram;
 	int uffd;
 	int pagemap_fd;
@@ -31,11 +32,25 @@ struct smv_source {
 	/* Capabilities as they were. */
 	bool caps_saved;
 	bool caps[3];
+	/* Asked before each change of QEMU to write down what smv_source_undo() says; may be NULL.
+	 */
+	int (*record)(void *ctx, struct smv_error *err);
+	void *record_ctx;
 };
 
 /** smv_source_open - connect, and refuse what cannot be migrated; changes nothing in QEMU. */
 int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_source *source,
 	struct smv_error *err);
+
+/** smv_source_reopen - of a migration whose smemv-migrate is gone: as after smv_source_open() and
+ * the changes that @undo tells of, so that smv_source_resume() and smv_source_detach() put them
+ * back.
+ * @process: the source's QEMU; SMV_NOT_FOUND when it has ended. */
+int smv_source_reopen(const char *qmp_path, const char *shim_path,
+	const struct smv_process *process, const json_t *undo, struct smv_source *source,
+	struct smv_error *err);
+/** smv_source_undo - what must be put back in QEMU; for a journal. */
+json_t *smv_source_undo(const struct smv_source *source);
 
 /** smv_source_attach - get QEMU's userfaultfd and register its RAM for write tracking. */
 int smv_source_attach(struct smv_source *source, struct smv_error *err);

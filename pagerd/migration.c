@@ -2,6 +2,7 @@
 #include "pagerd/migration.h"
 
 #include "client/hot_chunk.h"
+#include "client/leases_state.h"
 #include "client/remote.h"
 #include "client/uffd.h"
 #include "common/cleanup.h"
@@ -30,6 +31,7 @@
 #define SILENCE_NS (60 * SMV_NS_PER_S)
 #define DATA_TIMEOUT_MS 5000
 #define MAX_ENDPOINTS 8
+#define SUB_HOST_TIMEOUT_MS 1500
 #define LEASE_TIMEOUT_MS 5000 /* besides the time to register */
 /* The VM stands still while the destination loads the device state. */
 #define COMMIT_TIMEOUT_MAX_MS 60000
@@ -930,9 +932,16 @@ static void run_committed(struct smv_vm *vm, struct smv_migration *m)
 /* COMMITTING: write the decision down. NULL, or why it must be an abort. */
 static const char *decide(struct smv_vm *vm, struct smv_migration *m)
 {
+	bool there[SMV_SUB_HOSTS_MAX] = {false};
+
 	smv_fault_point("before-commit");
 	if (!smv_vm_is_alive(vm))
 		return "QEMU's process has ended before the commit";
+	/* Held leases do not expire, but a sub-host may have died with them since. Each still has
+	 * its lease, in our epoch, if it agrees to fence once more. */
+	if (smv_leases_fence_each(
+		    &vm->leases, &vm->backing, there, false, SUB_HOST_TIMEOUT_MS, NULL))
+		return "a sub-host did not answer just before the commit";
 	m->to_be_run = true;
 	if (smv_vm_save(vm, NULL) < 0 ||
 		smv_verdicts_put(m->id, NULL, SMV_VERDICT_COMMITTED, "") < 0)

@@ -16,26 +16,6 @@
 
 #define VERSION 1
 
-int smv_process_start_time(pid_t pid, uint64_t *start_time, struct smv_error *err)
-{
-	CLEANUP_FILE FILE *file = NULL;
-	CLEANUP_FREE char *line = NULL;
-	const char *rest;
-	char path[64];
-	size_t size = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	file = fopen(path, "re");
-	/* The second field is the name in parentheses, and may hold anything. */
-	if (file && getdelim(&line, &size, '\0', file) > 0 && (rest = strrchr(line, ')')) &&
-		sscanf(rest + 1,
-			" %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
-			"%*d %" SCNu64,
-			start_time) == 1)
-		return 0;
-	return smv_fail(err, SMV_NOT_FOUND, "process", NULL, "there is no process %d", (int)pid);
-}
-
 /* --- writing ------------------------------------------------------------------------------ */
 
 static json_t *hex(uint64_t value)
@@ -80,9 +60,9 @@ static int save_failed(const struct smv_vm *vm, const char *path, int r, struct 
 int smv_vm_save(const struct smv_vm *vm, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *root = json_pack("{s:i, s:s, s:i, s:o, s:s, s:s, s:s, s:o}", "version",
-		VERSION, "name", vm->name, "pid", (int)vm->pid, "start_time", hex(vm->start_time),
-		"qmp_path", vm->qmp_path, "shim_path", vm->shim_path, "state",
-		state_names[vm->state], "ram", ram_to_json(&vm->ram));
+		VERSION, "name", vm->name, "pid", (int)vm->process.pid, "start_time",
+		hex(vm->process.start_time), "qmp_path", vm->qmp_path, "shim_path", vm->shim_path,
+		"state", state_names[vm->state], "ram", ram_to_json(&vm->ram));
 	char path[400];
 	int r = 0;
 
@@ -247,7 +227,7 @@ static int open_block(struct smv_vm *vm, json_t *json, struct smv_error *err)
 	b->nr_pages = b->size_bytes / SMV_PAGE_SIZE;
 	b->first_page = vm->ram.nr_pages;
 	b->file_offset = (uint64_t)offset;
-	fd = open_file_of(vm->pid, (dev_t)dev, (ino_t)ino);
+	fd = open_file_of(vm->process.pid, (dev_t)dev, (ino_t)ino);
 	if (fd < 0)
 		return smv_fail(err, SMV_REFUSED, "ram", "Run as root or as the user of QEMU.",
 			"cannot open the RAM file of block '%s' of VM '%s': %s", id, vm->name,
@@ -256,7 +236,7 @@ static int open_block(struct smv_vm *vm, json_t *json, struct smv_error *err)
 	vm->ram.nr_blocks++;
 	vm->ram.nr_pages += b->nr_pages;
 	vm->ram.bytes += b->size_bytes;
-	if (is_mapped_as(vm->pid, b, (dev_t)dev, (ino_t)ino))
+	if (is_mapped_as(vm->process.pid, b, (dev_t)dev, (ino_t)ino))
 		return 0;
 	return smv_fail(err, SMV_REFUSED, "ram", NULL,
 		"QEMU of VM '%s' does not map the RAM file of block '%s' where it did", vm->name,

@@ -17,10 +17,6 @@
 
 #include <jansson.h>
 
-/** smv_process_start_time - field 22 of /proc/PID/stat: with the pid it names a process for good.
- */
-int smv_process_start_time(pid_t pid, uint64_t *start_time, struct smv_error *err);
-
 /** smv_vm_save - write NAME.vm.json; the VM's lock is held. */
 int smv_vm_save(const struct smv_vm *vm, struct smv_error *err);
 int smv_vm_save_extents(const struct smv_vm *vm, struct smv_error *err);

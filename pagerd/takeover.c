@@ -39,12 +39,24 @@ static uint64_t hex_of(const json_t *state, const char *key)
 	return text ? strtoull(text, NULL, 16) : 0;
 }
 
-static bool is_same_process(const struct smv_vm *vm)
+/* 0; -ESRCH only on proof that it has ended, because then its memory is given back. */
+static int find_process(struct smv_vm *vm)
 {
-	uint64_t start_time;
+	struct smv_process now;
+	int r = 0;
 
-	return smv_vm_is_alive(vm) && smv_process_start_time(vm->pid, &start_time, NULL) == 0 &&
-	       start_time == vm->start_time;
+	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->process.pid, 0);
+	if (vm->pidfd < 0)
+		return -errno;
+	if (smv_process_identify(vm->process.pid, &now) < 0)
+		r = smv_vm_is_alive(vm) ? -EIO : -ESRCH;
+	else if (now.start_time != vm->process.start_time)
+		r = -ESRCH; /* the pid is another's now */
+	if (r < 0) {
+		close(vm->pidfd);
+		vm->pidfd = -1;
+	}
+	return r;
 }
 
 static int read_identity(struct smv_vm *vm, json_t *state, struct smv_error *err)
@@ -58,8 +70,7 @@ static int read_identity(struct smv_vm *vm, json_t *state, struct smv_error *err
 		strlen(qmp) >= sizeof(vm->qmp_path) || strlen(shim) >= sizeof(vm->shim_path))
 		return smv_fail(
 			err, SMV_DATA_LOSS, "vm-state", NULL, "it is broken or of another version");
-	vm->pid = pid;
-	vm->start_time = hex_of(state, "start_time");
+	vm->process = (struct smv_process){pid, hex_of(state, "start_time")};
 	strcpy(vm->qmp_path, qmp);
 	strcpy(vm->shim_path, shim);
 	return 0;
@@ -222,18 +233,24 @@ static void take_over(struct smv_vm *vm, json_t *state)
 {
 	struct smv_error err = {0};
 
-	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
+	int r = find_process(vm);
+
 	smv_migration_from_json(vm, json_object_get(state, "migration"));
 	if (read_leases(vm, state, &err) < 0)
 		smv_log_error("VM '%s': %s", vm->name, err.message);
-	if (!is_same_process(vm)) {
-		/* The pid may be another's now. */
-		if (vm->pidfd >= 0)
-			close(vm->pidfd);
-		vm->pidfd = -1;
+	if (r == -ESRCH) {
 		if (vm->migration)
 			smv_migration_abort_restored(vm, "QEMU's process has ended");
 		bury(vm);
+		return;
+	}
+	if (r < 0) {
+		smv_log_error(
+			"VM '%s': cannot see whether process %d lives: %s. Nobody serves it; all "
+			"is left as it is. Start smemv-pagerd again",
+			vm->name, (int)vm->process.pid, strerror(-r));
+		if (vm->backed)
+			smv_leases_forget(&vm->leases, &vm->backing);
 		return;
 	}
 	go_on(vm, state, &err);

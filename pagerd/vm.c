@@ -254,18 +254,17 @@ int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err)
 
 	if ((r = smv_shim_open(vm->shim_path, &vm->shim, &shim_pid, err)) < 0)
 		return r;
-	if (vm->pid && vm->pid != shim_pid)
+	if (vm->process.pid && vm->process.pid != shim_pid)
 		return smv_fail(err, SMV_INVALID, "wrong-pid", NULL,
 			"the shim at %s is in process %d, not in %d", vm->shim_path, (int)shim_pid,
-			(int)vm->pid);
-	vm->pid = shim_pid;
-	if (vm->pidfd < 0)
-		vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
-	vm->pagemap_fd = smv_pagemap_open(vm->pid);
+			(int)vm->process.pid);
+	if (vm->pidfd < 0 && smv_process_identify(shim_pid, &vm->process) == 0)
+		vm->pidfd = smv_process_open(&vm->process);
+	vm->pagemap_fd = smv_pagemap_open(vm->process.pid);
 	if (vm->pidfd < 0 || vm->pagemap_fd < 0)
 		return smv_fail(err, SMV_PERMISSION, "process",
 			"Run the pager as the same user or root.",
-			"cannot open process %d of VM '%s'", (int)vm->pid, vm->name);
+			"cannot open process %d of VM '%s'", (int)vm->process.pid, vm->name);
 	return 0;
 }
 
@@ -274,10 +273,9 @@ static int attach(struct smv_vm *vm, struct smv_error *err)
 	int r;
 
 	if ((r = smv_vm_attach_process(vm, err)) < 0 ||
-		(r = smv_process_start_time(vm->pid, &vm->start_time, err)) < 0 ||
 		(r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_allow_list_check(vm->qmp, err)) < 0 ||
-		(r = smv_guest_ram_find(vm->qmp, vm->pid, &vm->ram, err)) < 0)
+		(r = smv_guest_ram_find(vm->qmp, vm->process.pid, &vm->ram, err)) < 0)
 		return r;
 	return 0;
 }
@@ -303,7 +301,7 @@ static int check_waiting(struct smv_vm *vm, struct smv_error *err)
 	char state[64];
 	int r;
 
-	if (!has_dash_S(vm->pid))
+	if (!has_dash_S(vm->process.pid))
 		return smv_fail(err, SMV_REFUSED, "autostart",
 			"Start it by smemv-run --pager, which adds -incoming defer and -S.",
 			"QEMU of VM '%s' was started without -S: it would run before the migration "
@@ -346,7 +344,7 @@ int smv_vms_add(struct smv_vm *vm, struct smv_error *err)
 	if (other)
 		r = smv_fail(err, SMV_EXISTS, "name-taken", "Choose another --vm NAME.",
 			"a VM '%s' is registered here already (process %d)", vm->name,
-			(int)other->pid);
+			(int)other->process.pid);
 	else if (nr_vms == MAX_VMS)
 		r = smv_fail(
 			err, SMV_NO_ROOM, "too-many-vms", NULL, "%d VMs are the limit", MAX_VMS);
@@ -383,7 +381,7 @@ int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const ch
 	vm = smv_vm_new(name);
 	if (!vm)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	vm->pid = pid;
+	vm->process.pid = pid;
 	strcpy(vm->qmp_path, qmp_path);
 	strcpy(vm->shim_path, shim_path);
 	if ((r = attach(vm, err)) < 0 || (r = check_waiting(vm, err)) < 0) {
@@ -400,7 +398,7 @@ int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const ch
 	pthread_mutex_unlock(&vm->lock);
 	if (r == 0)
 		smv_log_info("VM '%s': registered, process %d, %lu MiB in %u RAM blocks", name,
-			(int)vm->pid, vm->ram.bytes >> 20, vm->ram.nr_blocks);
+			(int)vm->process.pid, vm->ram.bytes >> 20, vm->ram.nr_blocks);
 	smv_vm_put(vm);
 	return r;
 }

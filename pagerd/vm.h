@@ -18,6 +18,7 @@
 #include "client/leases.h"
 #include "client/pager.h"
 #include "common/error.h"
+#include "common/process.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
 #include "vmm/runtime.h"
@@ -34,8 +35,7 @@ struct smv_migration;
 
 struct smv_vm {
 	char name[SMV_VM_NAME_MAX + 1];
-	pid_t pid;
-	uint64_t start_time; /* of the process, as in /proc/PID/stat: pids are used again */
+	struct smv_process process;
 	int pidfd;
 	char qmp_path[SMV_RUNTIME_PATH_MAX], shim_path[SMV_RUNTIME_PATH_MAX];
 	atomic_int refs;
@@ -104,7 +104,8 @@ const char *smv_vms_state_dir(void);
 struct smv_vm *smv_vm_new(const char *name);
 /** smv_vms_add - into the list, which takes a reference of its own. */
 int smv_vms_add(struct smv_vm *vm, struct smv_error *err);
-/** smv_vm_attach_process - shim, pidfd, pagemap. @vm->pid 0: whatever process has the shim. */
+/** smv_vm_attach_process - shim, pidfd, pagemap. @vm->process.pid 0: whatever process has the shim.
+ */
 int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err);
 /** smv_vm_is_alive - its process has not ended. */
 bool smv_vm_is_alive(const struct smv_vm *vm);

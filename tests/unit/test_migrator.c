@@ -421,12 +421,13 @@ Test(report, a_completed_migration_has_exactly_the_documented_fields)
 	struct smv_result r = completed();
 	const char *id, *status, *source, *destination, *transport, *reason, *address;
 	json_int_t version, total, hot, cold, zero, resent, to_main, to_sub, bytes, extents, pages;
-	double total_ms, setup_ms, downtime_ms, ms;
+	double total_ms, setup_ms, downtime_ms, ms, expected_ms;
 	json_t *root, *error, *rounds, *hosts;
+	json_int_t throttle;
 	int committed;
 
-	cr_assert_eq(smv_result_add_round(&r, (struct smv_round){100, 409600, 12.5}), 0);
-	cr_assert_eq(smv_result_add_round(&r, (struct smv_round){7, 28672, 0.5}), 0);
+	cr_assert_eq(smv_result_add_round(&r, (struct smv_round){100, 409600, 12.5, 60, 0}), 0);
+	cr_assert_eq(smv_result_add_round(&r, (struct smv_round){7, 28672, 0.5, 60, 0}), 0);
 	root = printed(&r);
 	expect_fields(root,
 		"{s:I, s:s, s:s, s:b, s:o, s:s, s:s, s:F, s:F, s:F, s:o, s:{s:I, s:I, s:I, s:I, "
@@ -453,9 +454,11 @@ Test(report, a_completed_migration_has_exactly_the_documented_fields)
 	cr_assert_str_eq(transport, "tcp");
 	cr_assert_str_eq(reason, r.transport_reason);
 	cr_assert_eq(json_array_size(rounds), 2);
-	expect_fields(json_array_get(rounds, 1), "{s:I, s:I, s:F}", "pages", &pages, "bytes",
-		&bytes, "ms", &ms);
+	expect_fields(json_array_get(rounds, 1), "{s:I, s:I, s:F, s:F, s:I}", "pages", &pages,
+		"bytes", &bytes, "ms", &ms, "expected_downtime_ms", &expected_ms,
+		"throttle_percent", &throttle);
 	cr_assert(pages == 7 && bytes == 28672 && ms == 0.5);
+	cr_assert(expected_ms == 60 && throttle == 0);
 	cr_assert_eq(json_array_size(hosts), 2);
 	expect_fields(json_array_get(hosts, 1), "{s:s, s:I, s:I}", "address", &address, "bytes",
 		&bytes, "extents", &extents);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/leases_state.h"
 #include "pagerd/durable.h"
-#include "pagerd/state.h"
 #include "pagerd/verdicts.h"
 
 #include "common/log.h"
@@ -28,8 +27,8 @@ static void dir_create(void)
 
 static void dir_remove(void)
 {
-	static const char *const names[] = {
-		"verdicts.json", "verdicts.json.new", "verdicts.json.broken", "x.json", "x.json.new"};
+	static const char *const names[] = {"verdicts.json", "verdicts.json.new",
+		"verdicts.json.broken", "x.json", "x.json.new"};
 	char file[100];
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
@@ -70,7 +69,8 @@ Test(verdicts, only_these_transitions)
 	static const bool allowed[5][5] = {
 		[SMV_VERDICT_NONE] = {[SMV_VERDICT_OPEN] = true, [SMV_VERDICT_ABORTED] = true},
 		[SMV_VERDICT_OPEN] = {[SMV_VERDICT_COMMITTED] = true, [SMV_VERDICT_ABORTED] = true},
-		[SMV_VERDICT_COMMITTED] = {[SMV_VERDICT_COMMITTED] = true, [SMV_VERDICT_TOLD] = true,
+		[SMV_VERDICT_COMMITTED] = {[SMV_VERDICT_COMMITTED] = true,
+			[SMV_VERDICT_TOLD] = true,
 			[SMV_VERDICT_ABORTED] = true},
 		[SMV_VERDICT_TOLD] = {[SMV_VERDICT_TOLD] = true},
 		[SMV_VERDICT_ABORTED] = {[SMV_VERDICT_ABORTED] = true},
@@ -80,8 +80,8 @@ Test(verdicts, only_these_transitions)
 	open_log();
 	for (int from = SMV_VERDICT_NONE; from <= SMV_VERDICT_ABORTED; from++) {
 		for (int to = SMV_VERDICT_OPEN; to <= SMV_VERDICT_ABORTED; to++) {
-			enum smv_verdict_state want = (enum smv_verdict_state)(
-				allowed[from][to] ? to : from);
+			enum smv_verdict_state want =
+				(enum smv_verdict_state)(allowed[from][to] ? to : from);
 
 			snprintf(id, sizeof(id), "%032d", from * 10 + to);
 			bring_to(id, (enum smv_verdict_state)from);
@@ -189,7 +189,7 @@ Test(verdicts, the_newest_are_kept_and_open_ones_always)
 		snprintf(id, sizeof(id), "%d", i);
 		cr_assert_eq(smv_verdicts_get(id, NULL),
 			i < 100 - SMV_VERDICTS_KEPT ? SMV_VERDICT_NONE
-			: i % 2			    ? SMV_VERDICT_TOLD
+			: i % 2                     ? SMV_VERDICT_TOLD
 						    : SMV_VERDICT_ABORTED,
 			"%d", i);
 	}
@@ -293,8 +293,8 @@ Test(leases_state, what_was_written_is_read)
 	leases_make(&before, &old);
 	json = smv_leases_to_json(&before, &old);
 	cr_assert(json);
-	cr_assert_eq(smv_leases_from_json(json, tcp, 1000, &after, &new, &err), 0, "%s",
-		err.message);
+	cr_assert_eq(
+		smv_leases_from_json(json, tcp, 1000, &after, &new, &err), 0, "%s", err.message);
 	cr_assert_eq(after.nr, 2);
 	cr_assert_eq(after.epoch, 7);
 	cr_assert_str_eq(after.leases[0].id, "8123456789abcdef");
@@ -367,9 +367,8 @@ Test(leases_state, a_sub_host_that_is_away_stays_unfenced)
 	leases_make(&leases, &backing);
 	strcpy(backing.sub_hosts[0].address, "127.0.0.1:1");
 	json = smv_leases_to_json(&leases, &backing);
-	cr_assert_eq(smv_leases_from_json(
-			     json, smv_transport_find("tcp"), 1000, &out, &new, &err),
-		0);
+	cr_assert_eq(
+		smv_leases_from_json(json, smv_transport_find("tcp"), 1000, &out, &new, &err), 0);
 	cr_assert_eq(smv_leases_fence_each(&out, &new, fenced, true, 2000, &err), 1);
 	cr_assert(strstr(err.message, "127.0.0.1:1"), "%s", err.message);
 	cr_assert_not(fenced[0]);
@@ -377,27 +376,4 @@ Test(leases_state, a_sub_host_that_is_away_stays_unfenced)
 	smv_leases_forget(&out, &new);
 	json_decref(json);
 	smv_rpc_shutdown();
-}
-
-/* --- processes ---------------------------------------------------------------------------- */
-
-Test(process, start_times_tell_processes_apart)
-{
-	uint64_t mine, again, other;
-	pid_t pid;
-
-	cr_assert_eq(smv_process_start_time(getpid(), &mine, NULL), 0);
-	cr_assert_eq(smv_process_start_time(getpid(), &again, NULL), 0);
-	cr_assert_eq(mine, again);
-	usleep(30000);
-	pid = fork();
-	if (pid == 0) {
-		pause();
-		_exit(0);
-	}
-	cr_assert_eq(smv_process_start_time(pid, &other, NULL), 0);
-	cr_assert_gt(other, mine);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	cr_assert_lt(smv_process_start_time(pid, &other, NULL), 0);
 }

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common/process.h"
+
+#include "common/cleanup.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int smv_process_identify(pid_t pid, struct smv_process *process)
+{
+	CLEANUP_FILE FILE *file = NULL;
+	char path[64], line[1024], state;
+	unsigned long start;
+	const char *rest;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	file = fopen(path, "re");
+	if (!file || !fgets(line, sizeof(line), file))
+		return -ESRCH;
+	/* The second field is the program's name in parentheses, and may hold any character. */
+	rest = strrchr(line, ')');
+	if (!rest || sscanf(rest + 1,
+			     " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
+			     "%*d %*d %lu",
+			     &state, &start) != 2)
+		return -ESRCH;
+	if (state == 'Z' || state == 'X')
+		return -ESRCH;
+	*process = (struct smv_process){pid, start};
+	return 0;
+}
+
+int smv_process_open(const struct smv_process *process)
+{
+	CLEANUP_CLOSE int fd = (int)syscall(SYS_pidfd_open, process->pid, 0);
+	struct smv_process now;
+
+	/* Looked at behind the pidfd: if it is the right one now, the pidfd is of the right one. */
+	if (fd < 0 || smv_process_identify(process->pid, &now) < 0 ||
+		now.start_time != process->start_time)
+		return -ESRCH;
+	return smv_take_fd(&fd);
+}

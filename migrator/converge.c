@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrator/converge.h"
+
+/* What a switch-over costs beside the last pages: stopping, QEMU's device state, the commit. */
+#define SWITCH_OVER_MS 40.0
+#define STALL_ROUNDS 4
+#define GAIN 0.9
+/* QEMU's own auto-converge begins and goes on like this. */
+#define THROTTLE_FIRST 20
+#define THROTTLE_STEP 10
+
+void smv_converge_sent(struct smv_converge *c, uint64_t bytes, double ms)
+{
+	c->nr_rounds++;
+	c->bytes += (double)bytes;
+	c->ms += ms;
+	if (c->bytes > 0 && c->ms > 0)
+		c->bytes_per_ms = c->bytes / c->ms;
+}
+
+double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_bytes)
+{
+	return SWITCH_OVER_MS + (double)dirty_bytes / (c->bytes_per_ms > 0 ? c->bytes_per_ms : 1);
+}
+
+bool smv_converge_stalled(const struct smv_converge *c)
+{
+	return c->rounds_without_gain >= STALL_ROUNDS;
+}
+
+static bool throttle_more(struct smv_converge *c)
+{
+	unsigned int wish =
+		c->throttle_percent ? c->throttle_percent + THROTTLE_STEP : THROTTLE_FIRST;
+
+	if (wish > c->max_throttle_percent)
+		wish = c->max_throttle_percent;
+	if (wish <= c->throttle_percent)
+		return false;
+	c->throttle_percent = wish;
+	c->rounds_without_gain = STALL_ROUNDS / 2; /* half the patience with each step */
+	return true;
+}
+
+enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_bytes)
+{
+	double expected_ms = smv_converge_expected_ms(c, dirty_bytes);
+
+	if (expected_ms <= c->max_downtime_ms)
+		return SMV_CONVERGE_SWITCH_OVER;
+	if (c->best_ms == 0 || expected_ms < GAIN * c->best_ms) {
+		c->best_ms = expected_ms;
+		c->rounds_without_gain = 0;
+	} else {
+		c->rounds_without_gain++;
+	}
+	if (c->nr_rounds >= c->max_rounds || (smv_converge_stalled(c) && !throttle_more(c)))
+		return c->stop ? SMV_CONVERGE_STOP : SMV_CONVERGE_FAIL;
+	return SMV_CONVERGE_SEND;
+}
