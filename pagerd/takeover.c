@@ -232,7 +232,6 @@ static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
 static void take_over(struct smv_vm *vm, json_t *state)
 {
 	struct smv_error err = {0};
-
 	int r = find_process(vm);
 
 	smv_migration_from_json(vm, json_object_get(state, "migration"));
