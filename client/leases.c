@@ -283,6 +283,40 @@ int smv_leases_probe(const char *const *addresses, unsigned int nr,
 	return r;
 }
 
+void smv_leases_plan(const char *const *addresses, unsigned int nr, uint64_t bytes,
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	struct smv_leases_plan *plan)
+{
+	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
+	uint64_t shares[SMV_SUB_HOSTS_MAX];
+	struct smv_backing backing;
+	struct smv_leases leases;
+	bool all = init(&leases, &backing, nr, timeout_ms, &plan->room_error) == 0;
+
+	for (unsigned int h = 0; h < leases.nr; h++) {
+		struct smv_error *err = &plan->hosts[h].error;
+
+		snprintf(backing.sub_hosts[h].address, sizeof(backing.sub_hosts[h].address), "%s",
+			addresses[h]);
+		if (open_client(addresses[h], insecure, &leases.leases[h].client, err) < 0 ||
+			ask_info(&leases, h, addresses[h], &infos[h], err) < 0) {
+			all = false;
+			continue;
+		}
+		snprintf(plan->hosts[h].name, sizeof(plan->hosts[h].name), "%s", infos[h]->name);
+		plan->hosts[h].free_bytes = infos[h]->free_bytes;
+	}
+	if (all && choose_transport(&backing, infos, transport, plan->reason, sizeof(plan->reason),
+			   &plan->transport_error) == 0)
+		plan->transport = backing.transport;
+	if (all && share_out(infos, addresses, nr, bytes, shares, &plan->room_error) == 0)
+		for (unsigned int h = 0; h < nr; h++)
+			plan->hosts[h].share_bytes = shares[h];
+	free_infos(infos, nr);
+	smv_leases_release(&leases, &backing);
+	smv_backing_free(&backing);
+}
+
 int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
 	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,

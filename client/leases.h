@@ -40,6 +40,26 @@ int smv_leases_probe(const char *const *addresses, unsigned int nr,
 	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
 	struct smv_error *err);
 
+/* What smv_leases_create() would do. An error with code SMV_OK is none. */
+struct smv_leases_plan {
+	struct {
+		char name[64];
+		uint64_t free_bytes;
+		uint64_t share_bytes; /* 0 while anything is wrong */
+		struct smv_error error;
+	} hosts[SMV_SUB_HOSTS_MAX];
+	const struct smv_transport *transport; /* NULL: none fits */
+	char reason[200];
+	struct smv_error transport_error;
+	struct smv_error room_error;
+};
+
+/** smv_leases_plan - ask every sub-host, lease nothing. The arguments are those of
+ * smv_leases_create(); @plan is zeroed by the caller. */
+void smv_leases_plan(const char *const *addresses, unsigned int nr, uint64_t bytes,
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	struct smv_leases_plan *plan);
+
 /**
  * smv_leases_create - find room for @bytes (a multiple of the extent size) and lease it.
  * @backing: gets the sub-hosts with their segments, the chosen transport and the extent table

@@ -98,7 +98,8 @@ static int record_undo(void *ctx, struct smv_error *err)
 		run->journal, json_pack("{s:o}", "undo", smv_source_undo(&run->source)), err);
 }
 
-/* One migration at a time, and none while nobody knows how the last one ended. */
+/* One migration at a time, and none while nobody knows how the last one ended. Before QMP is tried,
+ * which serves one client at a time. */
 static int check_others(const struct run *run, struct smv_error *err)
 {
 	struct smv_journal_view *views;
@@ -106,12 +107,18 @@ static int check_others(const struct run *run, struct smv_error *err)
 	int r = smv_journal_list(run->o->state_dir, &views, &nr, err);
 
 	for (size_t i = 0; i < nr && r == 0; i++) {
+		const char *path =
+			json_string_value(json_object_get(views[i].journal, "qmp_path"));
 		struct smv_process source;
+		int pidfd;
 
-		if (!smv_json_to_process(json_object_get(views[i].journal, "source"), &source) ||
-			source.pid != run->source.process.pid ||
-			source.start_time != run->source.process.start_time)
+		if (!path || strcmp(path, run->o->qmp_path) != 0 ||
+			!smv_json_to_process(json_object_get(views[i].journal, "source"), &source))
 			continue;
+		pidfd = smv_process_open(&source);
+		if (pidfd < 0)
+			continue; /* its QEMU has ended: a namesake of ours */
+		close(pidfd);
 		if (views[i].busy)
 			r = smv_fail(err, SMV_REFUSED, "migration-active",
 				"Wait for it, or use smemv-migrate cancel.",
@@ -133,7 +140,7 @@ static int begin_journal(struct run *run, struct smv_error *err)
 	json_t *begin;
 	int r;
 
-	if ((r = check_others(run, err)) < 0 || (r = smv_dest_new_id(id, err)) < 0 ||
+	if ((r = smv_dest_new_id(id, err)) < 0 ||
 		(r = smv_journal_create(o->state_dir, id, run->journal, err)) < 0)
 		return r;
 	if (smv_process_identify(getpid(), &self) < 0)
@@ -174,7 +181,8 @@ static int check(struct run *run, struct smv_error *err)
 	int r;
 
 	smv_progress_phase("check", "checking the source");
-	if ((r = smv_source_open(o->qmp_path, o->shim_path, &run->source, err)) < 0)
+	if ((r = check_others(run, err)) < 0 ||
+		(r = smv_source_open(o->qmp_path, o->shim_path, &run->source, err)) < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
 	if ((r = begin_journal(run, err)) < 0)

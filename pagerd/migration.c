@@ -339,7 +339,7 @@ static void ring_close(struct smv_migration *m)
 
 /* --- prepare ------------------------------------------------------------------------------ */
 
-static int check_layout(const struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+static int check_layout(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
 {
 	static const char hint[] = "Start both QEMUs with the same -m, -machine and -object "
 				   "memory-backend-file (id and size).";
@@ -384,28 +384,58 @@ static int check_empty(const struct smv_vm *vm, struct smv_error *err)
 	return 0;
 }
 
-static int check_request(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+static int check_id(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
 {
-	char state[64], have[32];
+	(void)vm;
+	if (strlen(q->migration_id) == 32 && strspn(q->migration_id, "0123456789abcdef") == 32)
+		return 0;
+	return smv_fail(err, SMV_INVALID, "bad-id", "Use smemv-migrate of this version.",
+		"a migration id has 32 hexadecimal digits");
+}
+
+static int check_sub_hosts(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	(void)vm;
+	if (q->n_sub_hosts > 0 && q->n_sub_hosts <= SMV_SUB_HOSTS_MAX)
+		return 0;
+	return smv_fail(err, SMV_INVALID, "sub-hosts", "Name the sub-hosts with --sub-host.",
+		"%zu sub-hosts: 1 to %d are possible", q->n_sub_hosts, SMV_SUB_HOSTS_MAX);
+}
+
+static int check_budget(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	char have[32];
+
+	(void)vm;
+	if (q->budget_bytes >= SMV_BUDGET_MIN)
+		return 0;
+	return smv_fail(err, SMV_INVALID, "budget", "Raise --budget.",
+		"a budget of %s is too small, at least %s is needed",
+		smv_format_size(q->budget_bytes, have, sizeof(have)), "16 MiB");
+}
+
+static int check_transport(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	(void)vm;
+	if (smv_transport_wish_is_valid(q->transport))
+		return 0;
+	return smv_fail(err, SMV_INVALID, "no-transport", "Choose auto, verbs or tcp.",
+		"there is no transport '%.40s'", q->transport);
+}
+
+/* The RAM file of a VM that runs here holds data, of course: one reason is enough. */
+static int check_free(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	char state[64];
 	int r;
 
-	if (strlen(q->migration_id) != 32 || strspn(q->migration_id, "0123456789abcdef") != 32)
-		return smv_fail(err, SMV_INVALID, "bad-id", NULL,
-			"a migration id has 32 hexadecimal digits");
-	if (q->n_sub_hosts == 0 || q->n_sub_hosts > SMV_SUB_HOSTS_MAX)
-		return smv_fail(err, SMV_INVALID, "sub-hosts",
-			"Name the sub-hosts with --sub-host.",
-			"%zu sub-hosts: 1 to %d are possible", q->n_sub_hosts, SMV_SUB_HOSTS_MAX);
-	if (q->budget_bytes < SMV_BUDGET_MIN)
-		return smv_fail(err, SMV_INVALID, "budget", "Raise --budget.",
-			"a budget of %s is too small, at least %s is needed",
-			smv_format_size(q->budget_bytes, have, sizeof(have)), "16 MiB");
+	(void)q;
 	if (vm->state != SMV_VM_WAITING)
 		return smv_fail(err, SMV_REFUSED, "vm-busy",
 			vm->state == SMV_VM_FAILED ? "Start it again with smemv-run."
 			: vm->state == SMV_VM_RECEIVING
 				? "A migration whose source has died is aborted after 60 s."
-				: NULL,
+				: "Choose another --to-vm.",
 			"VM '%s' is not waiting for a migration: it is %s", vm->name,
 			vm->state == SMV_VM_RUNNING     ? "running"
 			: vm->state == SMV_VM_RECEIVING ? "receiving one"
@@ -414,8 +444,7 @@ static int check_request(struct smv_vm *vm, const PrepareRequest *q, struct smv_
 		return smv_fail(err, SMV_REFUSED, "vm-trouble",
 			"Start it again with smemv-run, or start smemv-pagerd again.",
 			"VM '%s' cannot receive a migration: %s", vm->name, vm->trouble);
-	if ((r = check_layout(vm, q, err)) < 0 || (r = check_empty(vm, err)) < 0 ||
-		(r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) < 0 ||
+	if ((r = check_empty(vm, err)) < 0 || (r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err)) < 0)
 		return r;
 	if (strcmp(state, "inmigrate") != 0)
@@ -425,22 +454,40 @@ static int check_request(struct smv_vm *vm, const PrepareRequest *q, struct smv_
 	return 0;
 }
 
+/* Each looks at one thing, so that all that stands in the way can be told at once. */
+static int (*const checks[])(struct smv_vm *, const PrepareRequest *, struct smv_error *) = {
+	check_id, check_sub_hosts, check_budget, check_transport, check_layout, check_free};
+
+static int check_request(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	int r = vm->gone ? smv_fail(err, SMV_NOT_FOUND, "no-vm", "Start it with smemv-run.",
+				   "VM '%s' has ended", vm->name)
+			 : 0;
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(checks) && r == 0; i++)
+		r = checks[i](vm, q, err);
+	return r;
+}
+
+static void make_wish(const PrepareRequest *q, struct smv_transport_wish *wish)
+{
+	*wish = (struct smv_transport_wish){0};
+	snprintf(wish->names, sizeof(wish->names), "%s", q->transport);
+	if (q->transport_why[0])
+		snprintf(wish->why, sizeof(wish->why), "at the source, %.300s", q->transport_why);
+	smv_transport_narrow(wish, has_endpoint, NULL);
+}
+
 static int set_up(
 	struct smv_vm *vm, struct smv_migration *m, const PrepareRequest *q, struct smv_error *err)
 {
 	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
 	char owner[160], hostname[64] = "?", path[400];
-	struct smv_transport_wish wish = {0};
+	struct smv_transport_wish wish;
 	struct smv_remote *trial;
 	int r;
 
-	if (!smv_transport_wish_is_valid(q->transport))
-		return smv_fail(err, SMV_INVALID, "no-transport", "Choose auto, verbs or tcp.",
-			"there is no transport '%.40s'", q->transport);
-	snprintf(wish.names, sizeof(wish.names), "%s", q->transport);
-	if (q->transport_why[0])
-		snprintf(wish.why, sizeof(wish.why), "at the source, %.300s", q->transport_why);
-	smv_transport_narrow(&wish, has_endpoint, NULL);
+	make_wish(q, &wish);
 	gethostname(hostname, sizeof(hostname) - 1);
 	snprintf(owner, sizeof(owner), "%s on %s", vm->name, hostname);
 	r = smv_leases_create(&vm->leases, &vm->backing, (const char *const *)q->sub_hosts,
@@ -475,6 +522,84 @@ static int set_up(
 	if ((r = smv_vm_make_pager(vm, err)) < 0)
 		return r;
 	return ring_open(m, vm->backing.transport, err);
+}
+
+/* --- plan --------------------------------------------------------------------------------- */
+
+static void *new_message(const ProtobufCMessageDescriptor *d);
+
+static void add_refusal(
+	Smemv__V1__PlanMigrationResponse *p, const char *where, const struct smv_error *err)
+{
+	Smemv__V1__Refusal **grown = reallocarray(p->refusals, p->n_refusals + 1, sizeof(*grown));
+	Smemv__V1__Refusal *r = new_message(&smemv__v1__refusal__descriptor);
+
+	if (!grown)
+		abort();
+	r->where = strdup(where);
+	r->code = strdup(err->reason);
+	r->message = strdup(err->message);
+	r->hint = strdup(err->hint);
+	p->refusals = grown;
+	p->refusals[p->n_refusals++] = r;
+}
+
+static void plan_sub_hosts(const PrepareRequest *q, Smemv__V1__PlanMigrationResponse *p)
+{
+	struct smv_leases_plan *plan = calloc(1, sizeof(*plan));
+	struct smv_transport_wish wish;
+
+	if (!plan)
+		abort();
+	make_wish(q, &wish);
+	smv_leases_plan((const char *const *)q->sub_hosts, (unsigned int)q->n_sub_hosts,
+		p->room_bytes, &wish, q->insecure, LEASE_TIMEOUT_MS, plan);
+	p->sub_hosts = calloc(q->n_sub_hosts + 1, sizeof(*p->sub_hosts));
+	for (size_t h = 0; p->sub_hosts && h < q->n_sub_hosts; h++) {
+		Smemv__V1__PlannedSubHost *out =
+			new_message(&smemv__v1__planned_sub_host__descriptor);
+
+		out->address = strdup(q->sub_hosts[h]);
+		out->name = strdup(plan->hosts[h].name);
+		out->free_bytes = plan->hosts[h].free_bytes;
+		out->share_bytes = plan->hosts[h].share_bytes;
+		p->sub_hosts[p->n_sub_hosts++] = out;
+		if (plan->hosts[h].error.code != SMV_OK)
+			add_refusal(p, q->sub_hosts[h], &plan->hosts[h].error);
+	}
+	if (plan->transport_error.code != SMV_OK)
+		add_refusal(p, "sub-hosts", &plan->transport_error);
+	if (plan->room_error.code != SMV_OK)
+		add_refusal(p, "sub-hosts", &plan->room_error);
+	p->transport = strdup(plan->transport ? smv_transport_name(plan->transport) : "");
+	p->transport_reason = strdup(plan->reason);
+	free(plan);
+}
+
+void smv_migration_plan(
+	struct smv_vm *vm, const PrepareRequest *q, Smemv__V1__PlanMigrationResponse *p)
+{
+	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
+	bool sub_hosts_ok = true;
+	struct smv_error err;
+
+	pthread_mutex_lock(&vm->lock);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(checks); i++) {
+		/* A source that is refused itself sends no layout. */
+		if (checks[i] == check_layout && q->n_ram_blocks == 0)
+			continue;
+		if (checks[i](vm, q, &err) == 0)
+			continue;
+		add_refusal(p, "main host", &err);
+		sub_hosts_ok &= checks[i] != check_sub_hosts && checks[i] != check_transport;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	p->room_bytes = smv_leases_room(vm->ram.bytes, q->budget_bytes);
+	p->hot_credit_pages = q->budget_bytes >= SMV_BUDGET_MIN
+				      ? smv_pager_hot_credit(budget / SMV_PAGE_SIZE)
+				      : 0;
+	if (sub_hosts_ok)
+		plan_sub_hosts(q, p);
 }
 
 static void *new_message(const ProtobufCMessageDescriptor *d)
@@ -609,8 +734,7 @@ int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareRes
 	int r;
 
 	pthread_mutex_lock(&vm->lock);
-	r = vm->gone ? smv_fail(err, SMV_NOT_FOUND, "no-vm", NULL, "VM '%s' has ended", vm->name)
-		     : check_request(vm, q, err);
+	r = check_request(vm, q, err);
 	if (r == 0 && !(m = migration_of(vm)))
 		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
 	/* Known before anything is leased: whatever happens now, it can be asked for. */

@@ -58,6 +58,9 @@ void smv_migration_free(struct smv_migration *m);
 
 int smv_migration_prepare(struct smv_vm *vm, const Smemv__V1__PrepareMigrationRequest *request,
 	Smemv__V1__PrepareMigrationResponse *response, struct smv_error *err);
+/** smv_migration_plan - what smv_migration_prepare() would do, and all that it would refuse. */
+void smv_migration_plan(struct smv_vm *vm, const Smemv__V1__PrepareMigrationRequest *request,
+	Smemv__V1__PlanMigrationResponse *response);
 int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest *request,
 	uint64_t *applied, struct smv_error *err);
 int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error *err);

@@ -170,6 +170,19 @@ HANDLER(prepare_migration)
 	return put(vm, smv_migration_prepare(vm, q, (void *)response, err));
 }
 
+HANDLER(plan_migration)
+{
+	const Smemv__V1__PrepareMigrationRequest *q = (const void *)request;
+	struct smv_vm *vm = smv_vms_get(q->vm);
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_vm(q->vm, err);
+	smv_migration_plan(vm, q, (void *)response);
+	return put(vm, 0);
+}
+
 HANDLER(report_pages)
 {
 	const Smemv__V1__ReportPagesRequest *q = (const void *)request;
@@ -255,6 +268,7 @@ int smv_pager_service_add(struct smv_rpc_server *server)
 		{"ListVms", list_vms},
 		{"GetVmStats", get_vm_stats},
 		{"PrepareMigration", prepare_migration},
+		{"PlanMigration", plan_migration},
 		{"ReportPages", report_pages},
 		{"StartIncoming", start_incoming},
 		{"ConfirmMap", confirm_map},

@@ -5,16 +5,17 @@ set -euo pipefail
 
 usage() {
 	cat <<-'EOF'
-		usage: tests/run.sh [--no-install] [--only unit|e2e|lab|NAME]
+		usage: tests/run.sh [--no-install] [--full] [--only unit|e2e|lab|NAME]
 
 		Builds with gcc, and again with ASan and UBSan, runs the unit tests of both, then the end-to-end
 		tests: real QEMU guests that are split-migrated between namespaces on this machine; then the
-		tests of RDMA, in emulated guests with Soft-RoCE. Takes a quarter of an hour.
+		tests of RDMA, in emulated guests with Soft-RoCE. Takes half an hour.
 		Needs Debian 12 or newer, Linux 6.7 or later, and root.
 
 		  --no-install   do not install packages
+		  --full         all cells of the kill matrix (tests/e2e/matrix.sh), not a random choice: an hour
 		  --only WHAT    only the unit tests, the end-to-end tests or those in the lab, or one of these:
-		                 migrate, verify, negative, kill, refuse, takeover,
+		                 migrate, verify, negative, kill, refuse, takeover, control, matrix,
 		                 lab-selftest, lab-transport, lab-smemv, lab-migrate
 		  --help         this text
 
@@ -29,6 +30,7 @@ install=yes only=all
 while (($#)); do
 	case $1 in
 	--no-install) install=no ;;
+	--full) export SMEMV_MATRIX=full ;;
 	--only)
 		[[ $# -gt 1 ]] || { usage >&2; exit 2; }
 		only=$2
@@ -117,7 +119,7 @@ else
 	[[ $only != e2e && $only != verify ]] || build asan || status=1
 fi
 if ((status == 0)); then
-	for name in migrate verify negative kill refuse takeover; do
+	for name in migrate verify negative kill refuse takeover control matrix; do
 		[[ $only == all || $only == e2e || $only == "$name" ]] || continue
 		# One whole migration with sanitized daemons; the others at the speed of what people run.
 		preset=debug

@@ -2,6 +2,7 @@
 /* When a migration switches over, and what is known of one whose smemv-migrate has died. */
 #include "common/cleanup.h"
 #include "migrator/converge.h"
+#include "migrator/estimate.h"
 #include "migrator/recover.h"
 
 #include <criterion/criterion.h>
@@ -111,6 +112,57 @@ Test(converge, small_rounds_do_not_spoil_the_rate)
 	smv_converge_sent(&c, 0, 0.01);
 	smv_converge_sent(&c, 4096, 1); /* a round-trip for one page */
 	cr_assert_float_eq(smv_converge_expected_ms(&c, 100 * MIB), 140, 1);
+}
+
+/* --- the estimate ------------------------------------------------------------------------- */
+
+/* 1 GiB, a quarter of it untouched, of the rest half is zero; 100 MiB/s are written. */
+static const struct smv_sample sample = {.pages_total = 262144,
+	.pages_populated = 196608,
+	.zero_share = 0.5,
+	.pages_touched = 30000,
+	.dirty_pages_per_s = 25600,
+	.cold_touches_per_s = 123,
+	.read_bytes_per_s = 2e9};
+
+Test(estimate, pages_go_where_the_credit_says)
+{
+	struct smv_converge c = wishes();
+	struct smv_estimate e;
+
+	smv_estimate(&sample, 50000, 1e9, &c, &e);
+	cr_assert_eq(e.pages_hot, 50000);
+	cr_assert_eq(e.pages_hot + e.pages_cold, 98304);
+	cr_assert_eq(e.pages_hot + e.pages_cold + e.pages_zero, sample.pages_total);
+	cr_assert(e.converges);
+	cr_assert_eq(e.faults_per_s, 123);
+	/* 400 MB at 1 GB/s, and what is written meanwhile. */
+	cr_assert_float_eq(
+		(double)(e.bytes_to_main + e.bytes_to_sub_hosts), 98304 * 4096.0 * 1.1, 1e7);
+	cr_assert(e.total_ms > 1800 && e.total_ms < 2500, "%.0f", e.total_ms);
+}
+
+Test(estimate, a_slow_link_is_foreseen_not_to_converge)
+{
+	struct smv_converge c = wishes();
+	struct smv_estimate e;
+
+	smv_estimate(&sample, 50000, 50e6, &c, &e);
+	cr_assert_not(e.converges);
+	cr_assert_gt(e.downtime_ms, 300);
+	cr_assert_gt(e.rounds, 2);
+}
+
+Test(estimate, this_host_may_be_slower_than_the_link)
+{
+	struct smv_converge a = wishes(), b = wishes();
+	struct smv_estimate fast, slow;
+	struct smv_sample cpu = sample;
+
+	smv_estimate(&cpu, 50000, 1e9, &a, &fast);
+	cpu.read_bytes_per_s = 1e8;
+	smv_estimate(&cpu, 50000, 1e9, &b, &slow);
+	cr_assert_gt(slow.total_ms, fast.total_ms + 3000);
 }
 
 /* --- the journal -------------------------------------------------------------------------- */
