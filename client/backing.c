@@ -81,10 +81,12 @@ struct smv_slot_place smv_backing_locate(const struct smv_backing *backing, uint
 {
 	const struct smv_extent *e;
 	const struct smv_segment *seg;
+	uint64_t offset;
 
 	assert(slot < backing->nr_extents * SMV_EXTENT_PAGES);
 	e = &backing->extents[slot / SMV_EXTENT_PAGES];
 	seg = &backing->sub_hosts[e->sub_host].segments[e->segment];
-	return (struct smv_slot_place){e->sub_host, seg->rkey,
-		seg->remote_addr + e->offset_bytes + slot % SMV_EXTENT_PAGES * SMV_PAGE_SIZE};
+	offset = e->offset_bytes + slot % SMV_EXTENT_PAGES * SMV_PAGE_SIZE;
+	return (struct smv_slot_place){
+		e->sub_host, e->segment, offset, seg->rkey, seg->remote_addr + offset};
 }

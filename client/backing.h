@@ -2,6 +2,10 @@
 /*
  * Where a VM's slots are: the leases on the sub-hosts and the extent table over them. Built once,
  * then only read, by any thread. Above it a slot is only a number.
+ *
+ * When a memserverd is started again over the same memory, its address, its rkeys and its
+ * generation change, but neither leases nor extents: whoever connects again asks for the way in (a
+ * struct smv_door) and keeps it for that connection.
  */
 #ifndef SMV_CLIENT_BACKING_H
 #define SMV_CLIENT_BACKING_H
@@ -39,6 +43,22 @@ struct smv_extent {
 typedef int (*smv_ticket_source)(
 	void *ctx, unsigned int sub_host, enum smv_role role, struct smv_ticket *ticket);
 
+/* The way into one sub-host's part, good for one connection: all of it is of one generation of the
+ * server, and the ticket opens no other one. */
+struct smv_door {
+	struct smv_addr data_addr;
+	struct smv_segment *segments; /* as many as the sub-host has, for the caller to free() */
+	struct smv_ticket ticket;
+};
+
+/**
+ * Asks a sub-host for the way in as it is now; any thread; blocks.
+ *
+ * -ENODATA (SMV_DATA_LOSS): the sub-host answers, but what was there is lost.
+ */
+typedef int (*smv_door_finder)(void *ctx, unsigned int sub_host, enum smv_role role,
+	struct smv_door *door, struct smv_error *err);
+
 struct smv_backing {
 	const struct smv_transport *transport;
 	struct smv_sub_host *sub_hosts;
@@ -46,7 +66,8 @@ struct smv_backing {
 	struct smv_extent *extents;
 	uint64_t nr_extents;
 	smv_ticket_source ticket;
-	void *ticket_ctx;
+	smv_door_finder find_door; /* NULL: the way in never changes */
+	void *ticket_ctx;          /* of both */
 };
 
 /** smv_backing_spread - build the extent table: runs of @run extents in turn from every sub-host
@@ -63,6 +84,9 @@ void smv_backing_free(struct smv_backing *backing);
 
 struct smv_slot_place {
 	unsigned int sub_host;
+	unsigned int segment;
+	uint64_t offset_bytes; /* in the segment */
+	/* Of the segment as it was when the backing was made: */
 	uint64_t rkey;
 	uint64_t remote_addr;
 };

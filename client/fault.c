@@ -36,6 +36,7 @@ struct worker {
 	size_t nr_deferred, max_deferred;
 	uint64_t retry_at_ns;
 	bool server_down;
+	bool server_lost;
 	uint64_t nr_lost_logged;
 };
 
@@ -354,9 +355,12 @@ static void mend(struct worker *w)
 {
 	struct smv_error why = {0};
 	bool down = smv_remote_mend(w->p->fault_remote, &why) > 0;
+	bool lost = down && why.code == SMV_DATA_LOSS;
 
-	if (down != w->server_down)
+	/* Not at each new reason why it is not reached, but when its data turns out to be lost. */
+	if (down != w->server_down || lost != w->server_lost)
 		smv_pager_set_trouble(w->p, SMV_TROUBLE_FAULTS, down ? why.message : "");
+	w->server_lost = lost;
 	w->server_down = down;
 }
 

@@ -2,6 +2,7 @@
 #include "client/leases.h"
 
 #include "common/cleanup.h"
+#include "common/fault_point.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "common/units.h"
@@ -12,6 +13,10 @@
 #include <string.h>
 
 #define TTL_MS 60000
+/* Of each question for the way in: whoever asks also ends with the connection that is mended. */
+#define DOOR_TIMEOUT_MS 1000u
+/* How long a call waits for a connection that was lost. */
+#define RECONNECT_MS 1000u
 #define SLACK_MIN (64 * SMV_MIB)
 
 typedef Smemv__V1__ServerInfo ServerInfo;
@@ -31,6 +36,28 @@ static int call_for(unsigned int timeout_ms, const struct smv_lease *lease, cons
 {
 	return smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method,
 		request, (ProtobufCMessage **)response, timeout_ms, false, err);
+}
+
+/*
+ * For methods that may be called twice, and that are worth a wait. The first call after the server
+ * was started again may find no more than that the connection to the former one has died, or that
+ * it was refused some time ago: gRPC connects again only while a call waits for it.
+ */
+static int call_patiently(unsigned int timeout_ms, const struct smv_lease *lease,
+	const char *method, const void *request, void **response, struct smv_error *err)
+{
+	int r = call_for(timeout_ms, lease, method, request, response, err);
+	unsigned int wait_ms = timeout_ms < RECONNECT_MS ? timeout_ms : RECONNECT_MS;
+	struct smv_error again;
+
+	if (r == 0 || err->code != SMV_UNAVAILABLE)
+		return r;
+	r = smv_rpc_client_call(lease->client, &smemv__v1__mem_server__descriptor, method, request,
+		(ProtobufCMessage **)response, wait_ms, true, &again);
+	/* That nobody came while it waited says less than why. */
+	if (r < 0 && again.code != SMV_TIMEOUT)
+		*err = again;
+	return r;
 }
 
 static int call(const struct smv_leases *leases, const struct smv_lease *lease, const char *method,
@@ -172,6 +199,9 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 	} else {
 		snprintf(lease->id, sizeof(lease->id), "%.16s", response->lease->id);
 		memcpy(lease->key, response->ticket_key.data, sizeof(lease->key));
+		snprintf(lease->incarnation, sizeof(lease->incarnation), "%.39s",
+			response->incarnation);
+		lease->generation = response->lease->generation;
 		lease->created = true;
 		host->lease_id = strtoull(lease->id, &end, 16);
 		r = take_segments(host, response->lease, bytes, err);
@@ -240,6 +270,14 @@ static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
+void smv_leases_bind(struct smv_leases *leases, struct smv_backing *backing)
+{
+	leases->backing = backing;
+	backing->ticket = smv_leases_ticket;
+	backing->find_door = smv_leases_find_door;
+	backing->ticket_ctx = leases;
+}
+
 static int init(struct smv_leases *leases, struct smv_backing *backing, unsigned int nr,
 	unsigned int timeout_ms, struct smv_error *err)
 {
@@ -253,8 +291,7 @@ static int init(struct smv_leases *leases, struct smv_backing *backing, unsigned
 	if (!leases->leases || !backing->sub_hosts)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
 	leases->nr = backing->nr_sub_hosts = nr;
-	backing->ticket = smv_leases_ticket;
-	backing->ticket_ctx = leases;
+	smv_leases_bind(leases, backing);
 	return 0;
 }
 
@@ -338,6 +375,18 @@ int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
+/* Say that a call about a lease fails, or does again what it should, when that is new. */
+static void log_outcome(struct smv_lease *lease, const char *address, const char *what, bool ok,
+	const struct smv_error *err)
+{
+	if (!ok && !lease->failing)
+		smv_log_warning("sub-host %s: cannot %s lease %s: %s", address, what, lease->id,
+			err->message);
+	if (ok && lease->failing)
+		smv_log_info("sub-host %s knows lease %s again", address, lease->id);
+	lease->failing = !ok;
+}
+
 void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing)
 {
 	for (unsigned int h = 0; h < leases->nr; h++) {
@@ -345,13 +394,13 @@ void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backi
 		struct smv_lease *lease = &leases->leases[h];
 		struct smv_error err;
 		Lease *response = NULL;
+		bool ok;
 
-		if (!lease->created || lease->held)
+		if (!lease->created)
 			continue;
 		request.id = lease->id;
-		if (call(leases, lease, "RenewLease", &request, (void **)&response, &err) < 0)
-			smv_log_warning("sub-host %s: cannot renew lease %s: %s",
-				backing->sub_hosts[h].address, lease->id, err.message);
+		ok = call(leases, lease, "RenewLease", &request, (void **)&response, &err) == 0;
+		log_outcome(lease, backing->sub_hosts[h].address, "renew", ok, &err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
 	}
 }
@@ -381,53 +430,122 @@ bool smv_leases_hold(struct smv_leases *leases, const struct smv_backing *backin
 	return all;
 }
 
-int smv_leases_fence(
-	struct smv_leases *leases, const struct smv_backing *backing, struct smv_error *err)
+/* What a server says of a lease that it does not have (any more). Ids are never used twice. */
+static int fail_lost(
+	const struct smv_leases *leases, unsigned int h, const char *why, struct smv_error *err)
 {
-	leases->epoch++;
-	for (unsigned int h = 0; h < leases->nr; h++) {
-		Smemv__V1__FenceLeaseRequest request = SMEMV__V1__FENCE_LEASE_REQUEST__INIT;
-		struct smv_lease *lease = &leases->leases[h];
-		Lease *response = NULL;
-		int r;
-
-		if (!lease->created)
-			continue;
-		request.id = lease->id;
-		request.epoch = leases->epoch;
-		r = call(leases, lease, "FenceLease", &request, (void **)&response, err);
-		smv_rpc_message_free((ProtobufCMessage *)response);
-		if (r < 0) {
-			name_host(err, backing->sub_hosts[h].address);
-			return r;
-		}
-	}
-	return 0;
+	return smv_fail(err, SMV_DATA_LOSS, "data-lost",
+		"If another memserverd took its address, start the right one; otherwise the pages "
+		"that were there are gone, and what needs one of them waits.",
+		"sub-host %.80s has lost the data of lease %s: %s",
+		leases->backing->sub_hosts[h].address, leases->leases[h].id, why);
 }
 
-void smv_leases_release(struct smv_leases *leases, const struct smv_backing *backing)
+#define WHY_UNKNOWN "it does not know the lease any more"
+
+/* The segments that a server names now; their sizes and order never change. */
+static int copy_segments(const struct smv_sub_host *host, const Lease *lease,
+	struct smv_segment *segments, struct smv_error *err)
 {
+	bool same = lease->n_segments == host->nr_segments;
+
+	for (size_t i = 0; same && i < lease->n_segments; i++) {
+		const Smemv__V1__Segment *s = lease->segments[i];
+
+		same = s->size_bytes == host->segments[i].size_bytes;
+		segments[i] = (struct smv_segment){s->rkey, s->remote_addr, s->size_bytes};
+	}
+	return same ? 0
+		    : smv_fail(err, SMV_INTERNAL, "bad-lease", NULL,
+			      "sub-host %s names other segments than it granted", host->address);
+}
+
+static int fence_one(struct smv_leases *leases, struct smv_backing *backing, unsigned int h,
+	struct smv_error *err)
+{
+	Smemv__V1__FenceLeaseRequest request = SMEMV__V1__FENCE_LEASE_REQUEST__INIT;
+	struct smv_lease *lease = &leases->leases[h];
+	struct smv_sub_host *host = &backing->sub_hosts[h];
+	Lease *response = NULL;
+	int r;
+
+	request.id = lease->id;
+	request.epoch = leases->epoch;
+	r = call_patiently(
+		leases->timeout_ms, lease, "FenceLease", &request, (void **)&response, err);
+	if (r == 0) {
+		r = copy_segments(host, response, host->segments, err);
+		lease->generation = response->generation;
+	} else if (err->code == SMV_NOT_FOUND) {
+		r = fail_lost(leases, h, WHY_UNKNOWN, err);
+	} else {
+		name_host(err, host->address);
+	}
+	smv_rpc_message_free((ProtobufCMessage *)response);
+	return r;
+}
+
+int smv_leases_fence(struct smv_leases *leases, struct smv_backing *backing, struct smv_error *err)
+{
+	int r = 0;
+
+	leases->epoch++;
+	for (unsigned int h = 0; h < leases->nr && r == 0; h++)
+		if (leases->leases[h].created)
+			r = fence_one(leases, backing, h, err);
+	return r;
+}
+
+unsigned int smv_leases_release_try(struct smv_leases *leases, const struct smv_backing *backing)
+{
+	unsigned int left = 0;
+
 	for (unsigned int h = 0; h < leases->nr; h++) {
 		Smemv__V1__ReleaseLeaseRequest request = SMEMV__V1__RELEASE_LEASE_REQUEST__INIT;
 		Smemv__V1__ReleaseLeaseResponse *response = NULL;
 		struct smv_lease *lease = &leases->leases[h];
 		struct smv_error err = {0};
+		bool ok;
 
+		if (!lease->created)
+			continue;
 		request.id = lease->id;
-		if (lease->created &&
-			call(leases, lease, "ReleaseLease", &request, (void **)&response, &err) <
-				0 &&
-			err.code != SMV_NOT_FOUND)
-			smv_log_warning("sub-host %s: cannot release lease %s: %s",
-				backing->sub_hosts[h].address, lease->id, err.message);
+		ok = call_patiently(leases->timeout_ms, lease, "ReleaseLease", &request,
+			     (void **)&response, &err) == 0 ||
+		     err.code == SMV_NOT_FOUND;
+		log_outcome(lease, backing->sub_hosts[h].address, "release", ok, &err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
-		if (lease->client)
-			smv_rpc_client_destroy(lease->client);
+		if (ok)
+			lease->created = lease->held = false;
+		left += lease->held;
 	}
+	return left;
+}
+
+unsigned int smv_leases_release(struct smv_leases *leases, const struct smv_backing *backing)
+{
+	unsigned int left = smv_leases_release_try(leases, backing);
+
+	for (unsigned int h = 0; h < leases->nr; h++)
+		if (leases->leases[h].client)
+			smv_rpc_client_destroy(leases->leases[h].client);
 	if (leases->leases)
 		pthread_mutex_destroy(&leases->nonce_lock);
 	free(leases->leases);
 	memset(leases, 0, sizeof(*leases));
+	return left;
+}
+
+static void make_ticket(struct smv_leases *leases, const struct smv_lease *lease,
+	uint64_t generation, enum smv_role role, struct smv_ticket *ticket)
+{
+	uint64_t count;
+
+	pthread_mutex_lock(&leases->nonce_lock);
+	count = ++leases->nonce;
+	pthread_mutex_unlock(&leases->nonce_lock);
+	smv_ticket_make(lease->key, strtoull(lease->id, NULL, 16), leases->epoch, role,
+		smv_nonce_make(generation, count), ticket);
 }
 
 int smv_leases_ticket(
@@ -435,14 +553,96 @@ int smv_leases_ticket(
 {
 	struct smv_leases *leases = ctx;
 	const struct smv_lease *lease = &leases->leases[sub_host];
-	uint64_t nonce;
 
 	if (!lease->created)
 		return -ENOENT;
-	pthread_mutex_lock(&leases->nonce_lock);
-	nonce = ++leases->nonce;
-	pthread_mutex_unlock(&leases->nonce_lock);
-	smv_ticket_make(
-		lease->key, strtoull(lease->id, NULL, 16), leases->epoch, role, nonce, ticket);
+	make_ticket(leases, lease, lease->generation, role, ticket);
 	return 0;
+}
+
+/* --- the way in, again -------------------------------------------------------------------- */
+
+static unsigned int door_timeout_ms(const struct smv_leases *leases)
+{
+	return leases->timeout_ms < DOOR_TIMEOUT_MS ? leases->timeout_ms : DOOR_TIMEOUT_MS;
+}
+
+/* The data address of the transport that the lease was made for. */
+static int pick_address(
+	const struct smv_leases *leases, const ServerInfo *info, struct smv_addr *addr)
+{
+	const char *transport = smv_transport_name(leases->backing->transport);
+
+	for (size_t i = 0; i < info->n_data_addresses; i++)
+		if (smv_addr_parse(info->data_addresses[i], true, addr, NULL) == 0 &&
+			strcmp(addr->transport, transport) == 0)
+			return 0;
+	return -ENOENT;
+}
+
+/* Where the server's data is now, if it is still the server that we know. */
+static int ask_server(
+	struct smv_leases *leases, unsigned int h, struct smv_addr *addr, struct smv_error *err)
+{
+	Smemv__V1__GetServerInfoRequest request = SMEMV__V1__GET_SERVER_INFO_REQUEST__INIT;
+	const struct smv_lease *lease = &leases->leases[h];
+	ServerInfo *info = NULL;
+	int r = call_patiently(
+		door_timeout_ms(leases), lease, "GetServerInfo", &request, (void **)&info, err);
+
+	if (r == 0 && strcmp(info->incarnation, lease->incarnation) != 0 &&
+		!smv_fault_point("leases-any-incarnation"))
+		r = fail_lost(
+			leases, h, "its memory is another one since it was started again", err);
+	else if (r == 0 && pick_address(leases, info, addr) < 0)
+		r = smv_fail(err, SMV_UNAVAILABLE, "no-transport",
+			"Start its memserverd with the same --data addresses as before.",
+			"it has no data address of transport '%s' any more",
+			smv_transport_name(leases->backing->transport));
+	smv_rpc_message_free((ProtobufCMessage *)info);
+	return r;
+}
+
+static int ask_lease(struct smv_leases *leases, unsigned int h, enum smv_role role,
+	struct smv_door *door, struct smv_error *err)
+{
+	Smemv__V1__GetLeaseRequest request = SMEMV__V1__GET_LEASE_REQUEST__INIT;
+	const struct smv_sub_host *host = &leases->backing->sub_hosts[h];
+	struct smv_lease *lease = &leases->leases[h];
+	Lease *response = NULL;
+	int r;
+
+	request.id = lease->id;
+	r = call_for(door_timeout_ms(leases), lease, "GetLease", &request, (void **)&response, err);
+	if (r < 0)
+		return err->code == SMV_NOT_FOUND ? fail_lost(leases, h, WHY_UNKNOWN, err) : r;
+	if (response->state == SMEMV__V1__LEASE_STATE__LEASE_STATE_RELEASING)
+		r = fail_lost(leases, h, "the lease was released", err);
+	else if (!(door->segments = calloc(host->nr_segments, sizeof(*door->segments))))
+		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	else
+		r = copy_segments(host, response, door->segments, err);
+	if (r == 0)
+		make_ticket(leases, lease, response->generation, role, &door->ticket);
+	smv_rpc_message_free((ProtobufCMessage *)response);
+	return r;
+}
+
+/* The address may be of one start of the server and the rest of the next: the ticket decides, which
+ * is for the generation that named the segments. */
+int smv_leases_find_door(void *ctx, unsigned int sub_host, enum smv_role role,
+	struct smv_door *door, struct smv_error *err)
+{
+	struct smv_leases *leases = ctx;
+	int r;
+
+	door->segments = NULL;
+	if (!leases->leases[sub_host].created)
+		return smv_fail(err, SMV_NOT_FOUND, "no-lease", NULL, "there is no lease");
+	r = ask_server(leases, sub_host, &door->data_addr, err);
+	if (r == 0)
+		r = ask_lease(leases, sub_host, role, door, err);
+	if (r < 0)
+		free(smv_take(door->segments));
+	return r;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The leases of one VM on its sub-hosts: asked for, renewed, held, fenced and released over the
- * control channel. Not thread-safe: the VM's lock guards it, but for smv_leases_ticket().
+ * control channel. Not thread-safe: the VM's lock guards it, but for smv_leases_ticket() and
+ * smv_leases_find_door().
  */
 #ifndef SMV_CLIENT_LEASES_H
 #define SMV_CLIENT_LEASES_H
@@ -17,8 +18,11 @@ struct smv_lease {
 	struct smv_rpc_client *client;
 	char id[20];
 	uint8_t key[SMV_TICKET_KEY_SIZE];
+	char incarnation[40]; /* of the server's memory when the lease was made */
+	uint64_t generation;  /* of the server, as the backing's segments are */
 	bool created;
 	bool held;
+	bool failing; /* its last renewal or release failed; said so once */
 };
 
 struct smv_leases {
@@ -27,7 +31,8 @@ struct smv_leases {
 	uint32_t epoch;
 	unsigned int timeout_ms; /* of each call to a sub-host */
 	pthread_mutex_t nonce_lock;
-	uint64_t nonce;
+	uint64_t nonce;                    /* counts tickets, without the generation */
+	const struct smv_backing *backing; /* that it is bound to */
 };
 
 /** smv_leases_room - what the main host does not hold, plus slack: the free room that eviction
@@ -74,18 +79,46 @@ int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
 	char *reason, size_t reason_len, struct smv_error *err);
 
-/** smv_leases_renew - keep provisional leases; failures are logged. */
+/** smv_leases_bind - make @backing's connections ask @leases for tickets and the way in. For leases
+ * and backing that were not made by smv_leases_create(), but loaded. */
+void smv_leases_bind(struct smv_leases *leases, struct smv_backing *backing);
+
+/** smv_leases_renew - keep provisional leases, and tell the sub-hosts that the owner of held ones
+ * is alive: every 15 s, as long as the leases are used. Failures are logged once. */
 void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing);
 /** smv_leases_hold - provisional -> held where not done yet; true when all are. */
 bool smv_leases_hold(struct smv_leases *leases, const struct smv_backing *backing);
-/** smv_leases_fence - raise the epoch everywhere: what connected before cannot write any more. */
-int smv_leases_fence(
-	struct smv_leases *leases, const struct smv_backing *backing, struct smv_error *err);
-/** smv_leases_release - give all back; failures are logged. Frees what hangs in @leases. */
-void smv_leases_release(struct smv_leases *leases, const struct smv_backing *backing);
 
-/** smv_leases_ticket - an smv_ticket_source for the present epoch; ctx is the struct smv_leases. */
+/**
+ * smv_leases_fence - raise the epoch everywhere: what connected before cannot write any more.
+ * @backing: gets the segments as they are now
+ *
+ * No connection of ours may be open. -ENODATA (SMV_DATA_LOSS): a sub-host does not know its lease
+ * any more. On failure all of it is to be repeated.
+ */
+int smv_leases_fence(struct smv_leases *leases, struct smv_backing *backing, struct smv_error *err);
+
+/**
+ * smv_leases_release_try - give back what is not given back yet.
+ *
+ * Returns how many *held* leases are left because their sub-host could not be told: nothing else
+ * frees them, so call again later. Provisional ones that could not be told expire by themselves and
+ * are not counted. Failures are logged once. @leases stays usable for the next try and for
+ * smv_leases_release().
+ */
+unsigned int smv_leases_release_try(struct smv_leases *leases, const struct smv_backing *backing);
+/** smv_leases_release - try once, then free what hangs in @leases. Returns how many held leases are
+ * left at their sub-hosts, for good. */
+unsigned int smv_leases_release(struct smv_leases *leases, const struct smv_backing *backing);
+
+/** smv_leases_ticket - an smv_ticket_source for the present epoch and the servers' generations that
+ * the backing's segments are of; ctx is the struct smv_leases. */
 int smv_leases_ticket(
 	void *ctx, unsigned int sub_host, enum smv_role role, struct smv_ticket *ticket);
+
+/** smv_leases_find_door - an smv_door_finder; ctx is the struct smv_leases, which was bound to its
+ * backing. Data is lost when the server has another incarnation or does not know the lease. */
+int smv_leases_find_door(void *ctx, unsigned int sub_host, enum smv_role role,
+	struct smv_door *door, struct smv_error *err);
 
 #endif

@@ -56,11 +56,12 @@ json_t *smv_leases_to_json(const struct smv_leases *leases, const struct smv_bac
 
 		if (lease->created)
 			smv_addr_format(&host->data_addr, data, sizeof(data));
-		json_array_append_new(
-			hosts, json_pack("{s:s, s:s, s:s, s:s, s:o, s:b, s:o}", "address",
-				       host->address, "name", host->name, "data_address", data,
-				       "lease", lease->id, "key", key_to_json(lease), "held",
-				       lease->held, "segments", segments_to_json(host)));
+		json_array_append_new(hosts,
+			json_pack("{s:s, s:s, s:s, s:s, s:o, s:b, s:o, s:s, s:I}", "address",
+				host->address, "name", host->name, "data_address", data, "lease",
+				lease->id, "key", key_to_json(lease), "held", lease->held,
+				"segments", segments_to_json(host), "incarnation",
+				lease->incarnation, "generation", (json_int_t)lease->generation));
 	}
 	return json_pack("{s:I, s:o}", "epoch", (json_int_t)leases->epoch, "sub_hosts", hosts);
 }
@@ -109,14 +110,16 @@ static bool segments_of(const json_t *list, struct smv_sub_host *host)
 
 static bool sub_host_of(json_t *json, struct smv_sub_host *host, struct smv_lease *lease)
 {
-	const char *address, *name, *data, *id, *key;
+	const char *address, *name, *data, *id, *key, *incarnation;
+	json_int_t generation;
 	json_t *segments;
 	int held;
 	struct smv_addr addr;
 
-	if (json_unpack(json, "{s:s, s:s, s:s, s:s, s:s, s:b, s:o}", "address", &address, "name",
-		    &name, "data_address", &data, "lease", &id, "key", &key, "held", &held,
-		    "segments", &segments) < 0)
+	if (json_unpack(json, "{s:s, s:s, s:s, s:s, s:s, s:b, s:o, s:s, s:I}", "address", &address,
+		    "name", &name, "data_address", &data, "lease", &id, "key", &key, "held", &held,
+		    "segments", &segments, "incarnation", &incarnation, "generation",
+		    &generation) < 0)
 		return false;
 	snprintf(host->address, sizeof(host->address), "%s", address);
 	snprintf(host->name, sizeof(host->name), "%s", name);
@@ -126,6 +129,8 @@ static bool sub_host_of(json_t *json, struct smv_sub_host *host, struct smv_leas
 	if (!id[0]) /* a sub-host with no share */
 		return segments_of(NULL, host);
 	snprintf(lease->id, sizeof(lease->id), "%s", id);
+	snprintf(lease->incarnation, sizeof(lease->incarnation), "%s", incarnation);
+	lease->generation = (uint64_t)generation;
 	lease->created = true;
 	lease->held = held;
 	host->lease_id = strtoull(id, NULL, 16);
@@ -159,8 +164,7 @@ int smv_leases_from_json(const json_t *json, const struct smv_transport *transpo
 		leases->leases = calloc(n, sizeof(*leases->leases));
 		backing->sub_hosts = calloc(n, sizeof(*backing->sub_hosts));
 		backing->transport = transport;
-		backing->ticket = smv_leases_ticket;
-		backing->ticket_ctx = leases;
+		smv_leases_bind(leases, backing);
 		good = leases->leases && backing->sub_hosts;
 	}
 	if (good)
@@ -216,6 +220,7 @@ static int take_registrations(struct fencing *f)
 		host->segments[i].rkey = f->response->segments[i]->rkey;
 		host->segments[i].remote_addr = f->response->segments[i]->remote_addr;
 	}
+	f->lease->generation = f->response->generation;
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/fault_point.h"
 #include "common/log.h"
 #include "vmm/guest_ram.h"
 
@@ -29,11 +30,13 @@ struct attempt {
 	atomic_bool done;
 	/* What came of it: */
 	struct smv_conn *conn;
+	struct smv_segment *segments;
 	struct smv_error err;
 };
 
 struct link {
-	struct smv_conn *conn; /* NULL: down */
+	struct smv_conn *conn;        /* NULL: down */
+	struct smv_segment *segments; /* what the peer of this connection calls them */
 	struct attempt attempt;
 	uint64_t backoff_ns;
 	uint64_t retry_at_ns;
@@ -57,23 +60,53 @@ struct smv_remote {
 	unsigned int next; /* where the next poll starts, so that no sub-host starves another */
 };
 
-/* Any thread. */
+/* The way in as it was when the backing was made. */
+static int known_door(const struct smv_backing *b, unsigned int h, enum smv_role role,
+	struct smv_door *door, struct smv_error *err)
+{
+	const struct smv_sub_host *host = &b->sub_hosts[h];
+
+	if (b->ticket(b->ticket_ctx, h, role, &door->ticket) < 0)
+		return smv_fail(err, SMV_PERMISSION, "no-ticket", NULL,
+			"no ticket is left for a data connection to sub-host %s", host->address);
+	door->data_addr = host->data_addr;
+	door->segments = calloc(host->nr_segments, sizeof(*door->segments));
+	if (!door->segments)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	memcpy(door->segments, host->segments, host->nr_segments * sizeof(*door->segments));
+	return 0;
+}
+
+/* Any thread. @segments gets an array to free(), on success only. */
 static int connect_to(struct smv_remote *remote, unsigned int h, unsigned int connect_timeout_ms,
-	struct smv_conn **conn, struct smv_error *err)
+	bool ask, struct smv_conn **conn, struct smv_segment **segments, struct smv_error *err)
 {
 	const struct smv_backing *b = remote->backing;
 	struct smv_conn_options options = {.depth = DEPTH,
 		.timeout_ms = remote->timeout_ms,
 		.connect_timeout_ms = connect_timeout_ms};
-	struct smv_ticket ticket;
-	int r = b->ticket(b->ticket_ctx, h, remote->role, &ticket);
+	struct smv_door door = {.segments = NULL};
+	int r = ask && b->find_door ? b->find_door(b->ticket_ctx, h, remote->role, &door, err)
+				    : known_door(b, h, remote->role, &door, err);
 
-	if (r < 0)
-		return smv_fail(err, SMV_PERMISSION, "no-ticket", NULL,
-			"no ticket is left for a data connection to sub-host %s",
-			b->sub_hosts[h].address);
-	return smv_connect(remote->domain, &b->sub_hosts[h].data_addr, &ticket, sizeof(ticket),
-		&options, conn, err);
+	if (r == 0)
+		r = smv_connect(remote->domain, &door.data_addr, &door.ticket, sizeof(door.ticket),
+			&options, conn, err);
+	if (r == 0)
+		*segments = smv_take(door.segments);
+	free(door.segments);
+	return r;
+}
+
+/* The first connection to a sub-host; one that was started again meanwhile is asked. */
+static int connect_first(struct smv_remote *remote, unsigned int h, struct smv_error *err)
+{
+	struct link *l = &remote->links[h];
+	int r = connect_to(remote, h, 0, false, &l->conn, &l->segments, err);
+
+	if (r < 0 && remote->backing->find_door)
+		r = connect_to(remote, h, 0, true, &l->conn, &l->segments, err);
+	return r;
 }
 
 static int connect_all(struct smv_remote *remote, struct smv_error *err)
@@ -82,7 +115,7 @@ static int connect_all(struct smv_remote *remote, struct smv_error *err)
 
 	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts && r == 0; h++)
 		if (remote->backing->sub_hosts[h].nr_segments)
-			r = connect_to(remote, h, 0, &remote->links[h].conn, err);
+			r = connect_first(remote, h, err);
 	return r;
 }
 
@@ -144,7 +177,8 @@ static void *attempt_main(void *arg)
 {
 	struct attempt *a = arg;
 
-	if (connect_to(a->remote, a->sub_host, MEND_CONNECT_MS, &a->conn, &a->err) < 0)
+	if (connect_to(a->remote, a->sub_host, MEND_CONNECT_MS, true, &a->conn, &a->segments,
+		    &a->err) < 0)
 		a->conn = NULL;
 	atomic_store(&a->done, true);
 	return NULL;
@@ -174,9 +208,17 @@ static bool attempt_end(struct link *l)
 	pthread_join(a->thread, NULL);
 	a->running = false;
 	l->conn = a->conn;
-	if (!l->conn)
+	if (!l->conn) {
 		l->why = a->err;
-	return l->conn != NULL;
+		return false;
+	}
+	if (smv_fault_point("remote-stale-rkeys")) {
+		free(smv_take(a->segments));
+		return true;
+	}
+	free(l->segments);
+	l->segments = smv_take(a->segments);
+	return true;
 }
 
 void smv_remote_close(struct smv_remote *remote)
@@ -187,6 +229,7 @@ void smv_remote_close(struct smv_remote *remote)
 		attempt_end(&remote->links[h]);
 		if (remote->links[h].conn)
 			smv_conn_close(remote->links[h].conn);
+		free(remote->links[h].segments);
 	}
 	if (remote->region)
 		smv_region_deregister(remote->region);
@@ -224,17 +267,14 @@ int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_sl
 	struct smv_slot_place place = smv_backing_locate(remote->backing, first_slot);
 	struct link *l = &remote->links[place.sub_host];
 	struct smv_sge sge = {staging, nr_pages * SMV_PAGE_SIZE, remote->region};
-	struct smv_request request = {.op = op,
-		.cookie = cookie,
-		.rkey = place.rkey,
-		.remote_addr = place.remote_addr,
-		.sge = &sge,
-		.nr_sge = 1};
+	struct smv_request request = {.op = op, .cookie = cookie, .sge = &sge, .nr_sge = 1};
 	int r;
 
 	assert(first_slot % SMV_EXTENT_PAGES + nr_pages <= SMV_EXTENT_PAGES);
 	if (!l->conn)
-		return -ENOTCONN;
+		return l->why.code == SMV_DATA_LOSS ? -ENODATA : -ENOTCONN;
+	request.rkey = l->segments[place.segment].rkey;
+	request.remote_addr = l->segments[place.segment].remote_addr + place.offset_bytes;
 	r = smv_conn_post(l->conn, &request, 1);
 	/* A connection that failed while nothing was under way has no completion to tell of it. */
 	if (r == -ENOTCONN && smv_conn_in_flight(l->conn) == 0)
@@ -347,9 +387,24 @@ static int connect_any(struct smv_remote *remote, struct smv_error *err)
 	return 0;
 }
 
+/* Why a sub-host is down. */
+static void describe(const struct smv_remote *remote, unsigned int h, struct smv_error *err)
+{
+	const struct smv_error *why = &remote->links[h].why;
+
+	if (!err)
+		return;
+	*err = *why;
+	if (why->code != SMV_DATA_LOSS)
+		smv_fail(err, why->code, why->reason, why->hint,
+			"sub-host %s is not reached: %.300s", remote->backing->sub_hosts[h].address,
+			why->message);
+}
+
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 {
 	unsigned int down = 0;
+	bool lost = false;
 
 	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
 		struct link *l = &remote->links[h];
@@ -362,10 +417,9 @@ unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 			continue;
 		}
 		down++;
-		if (err)
-			smv_fail(err, l->why.code, l->why.reason, l->why.hint,
-				"sub-host %s is not reached: %.300s",
-				remote->backing->sub_hosts[h].address, l->why.message);
+		if (!lost)
+			describe(remote, h, err);
+		lost = lost || l->why.code == SMV_DATA_LOSS;
 	}
 	return down;
 }

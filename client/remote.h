@@ -38,7 +38,7 @@ void *smv_remote_staging(struct smv_remote *remote);
  * @staging: @nr_pages contiguous pages inside the staging buffer
  *
  * 0; -EAGAIN: the connection is full, poll first; -ENOTCONN: the sub-host is down, see
- * smv_remote_mend().
+ * smv_remote_mend(); -ENODATA: it is there, but lost the data.
  */
 int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_slot,
 	unsigned int nr_pages, void *staging, uint64_t cookie);
@@ -53,9 +53,18 @@ unsigned int smv_remote_poll(
  * SMV_SUB_HOSTS_MAX entries. */
 int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeout_ms);
 
-/** smv_remote_mend - connect again to sub-hosts that are down, at most once per back-off time
- * (100 ms doubling to 5 s, with jitter). Never blocks: a thread connects, a later call finds the
- * result. Returns the number that are still down, and names one of them in @err. */
+/**
+ * smv_remote_mend - connect again to sub-hosts that are down, at most once per back-off time (100
+ * ms doubling to 5 s, with jitter).
+ *
+ * The sub-host is asked for the way in first (smv_backing.find_door), as its memserverd may have
+ * been started again; requests only ever go out with the rkeys of the generation that the
+ * connection leads to. Never blocks: a thread asks and connects, a later call finds the result.
+ *
+ * Returns the number that are still down, and names one of them in @err: one whose data is lost
+ * (SMV_DATA_LOSS) before one that is not reached. A lost one is asked again like the others, in
+ * case another server had taken its address for a while.
+ */
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err);
 
 /** smv_remote_in_flight - requests without a completion yet. */

@@ -29,7 +29,7 @@
 _Static_assert(SMEMV_BUDGET_MIN == SMV_BUDGET_MIN, "the header promises it");
 
 #define TIMEOUT_DEFAULT_MS 5000
-#define RENEW_NS (15 * SMV_NS_PER_S)
+#define RENEW_S 15
 #define HOLD_RETRY_S 1
 /* Slots are numbered in 36 bits and an address space has 47: this is far inside both. */
 #define SIZE_MAX_BYTES (1ull << 46)
@@ -388,19 +388,20 @@ void smemv_stats(struct smemv_region *r, struct smemv_stats *s)
 
 /* --- contexts ----------------------------------------------------------------------------- */
 
-/* Hold the leases of one region that could not be held at once. */
+/* Hold the leases of one region that could not be held at once, and renew them all: the servers are
+ * to know that their owner is alive. */
 static bool keep_region(struct smemv_region *r)
 {
 	if (!r->held)
 		r->held = smv_leases_hold(&r->leases, &r->backing);
-	if (!r->held && smv_now_ns() - r->renewed_ns > RENEW_NS) {
+	if (smv_now_ns() - r->renewed_ns >= RENEW_S * SMV_NS_PER_S) {
 		smv_leases_renew(&r->leases, &r->backing);
 		r->renewed_ns = smv_now_ns();
 	}
 	return r->held;
 }
 
-/* The keeper: sleeps unless a lease is still provisional. */
+/* The keeper of the leases. */
 static void *keep_leases(void *arg)
 {
 	struct smemv *ctx = arg;
@@ -416,11 +417,8 @@ static void *keep_leases(void *arg)
 			all &= keep_region(r);
 		}
 		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_sec += HOLD_RETRY_S;
-		if (all)
-			pthread_cond_wait(&ctx->wake, &ctx->lock);
-		else
-			pthread_cond_clockwait(&ctx->wake, &ctx->lock, CLOCK_MONOTONIC, &until);
+		until.tv_sec += all ? RENEW_S : HOLD_RETRY_S;
+		pthread_cond_clockwait(&ctx->wake, &ctx->lock, CLOCK_MONOTONIC, &until);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	return NULL;

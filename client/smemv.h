@@ -18,8 +18,8 @@
  * process that is killed leaves its leases behind.
  *
  * A server that is away: threads that need it wait, for ever if need be, and
- * smemv_stats().trouble says so. Memory on the servers has one copy: a memserverd that ended has
- * lost it. What is lost is never shown as zeros.
+ * smemv_stats().trouble says so. A memserverd that is started again still has its memory; a host
+ * that was rebooted has lost it, and there is one copy only. What is lost is never shown as zeros.
  *
  * What a region must not be used for: O_DIRECT, RDMA registration, io_uring fixed buffers, vmsplice
  * and whatever else pins pages (writes would be lost), mlock() and mlockall(), madvise(), mremap(),

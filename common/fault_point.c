@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,7 @@ static struct point {
 	unsigned long nth, hits;
 } points[MAX_POINTS];
 static size_t nr_points;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static _Atomic pid_t parsed_by;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void parse(void)
@@ -41,6 +42,21 @@ static void parse(void)
 			nr_points--;
 	}
 	free(copy);
+}
+
+/* Once per process: a child of fork() has an environment of its own. */
+static void parse_once(void)
+{
+	if (atomic_load(&parsed_by) == getpid())
+		return;
+	pthread_mutex_lock(&lock);
+	if (atomic_load(&parsed_by) != getpid()) {
+		nr_points = 0;
+		memset(points, 0, sizeof(points));
+		parse();
+		atomic_store(&parsed_by, getpid());
+	}
+	pthread_mutex_unlock(&lock);
 }
 
 static void wait_for_go(const char *name)
@@ -94,7 +110,7 @@ static bool act(const char *name, const char *action)
 
 bool smv_fault_point(const char *name)
 {
-	pthread_once(&once, parse);
+	parse_once();
 	for (size_t i = 0; i < nr_points; i++) {
 		struct point *p = &points[i];
 		char armed[8];

@@ -19,6 +19,7 @@ struct smv_ctl {
 	const char *arg;       /* the command's argument; NULL when it takes none */
 	unsigned int roles;    /* doctor: see enum smv_role */
 	uint64_t memory_bytes; /* doctor: see smv_findings_make() */
+	bool force;            /* release: although somebody may have data there */
 };
 
 /** smv_ctl_call - one call, its answer as a JSON object (a new reference). */
@@ -35,11 +36,13 @@ typedef bool (*smv_ctl_is_bad)(const json_t *result);
 
 int smv_ctl_fetch_info(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
 int smv_ctl_fetch_leases(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
+int smv_ctl_fetch_release(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
 int smv_ctl_fetch_vms(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
 int smv_ctl_fetch_stats(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
 int smv_ctl_fetch_doctor(const struct smv_ctl *ctl, json_t **result, struct smv_error *err);
 
 void smv_ctl_print_leases(json_t *result);
+void smv_ctl_print_release(json_t *result);
 void smv_ctl_print_vms(json_t *result);
 void smv_ctl_print_doctor(json_t *result);
 

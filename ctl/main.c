@@ -29,21 +29,26 @@ static const struct command {
 	smv_ctl_print print;
 	smv_ctl_is_bad is_bad; /* NULL: never */
 	bool takes_role;       /* --role and --memory */
+	bool takes_force;      /* --force */
 } commands[] = {
-	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties, NULL, false},
-	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases, NULL, false},
-	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms, NULL, false},
-	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties, NULL, false},
+	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties, NULL, false, false},
+	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases, NULL, false,
+		false},
+	{"release", PEER_SERVER, "LEASE", smv_ctl_fetch_release, smv_ctl_print_release, NULL, false,
+		true},
+	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms, NULL, false, false},
+	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties, NULL, false, false},
 	{"doctor", PEER_NONE, NULL, smv_ctl_fetch_doctor, smv_ctl_print_doctor,
-		smv_ctl_is_bad_doctor, true},
+		smv_ctl_is_bad_doctor, true, false},
 };
-#define COMMAND_NAMES "info, leases, vms, stats and doctor"
+#define COMMAND_NAMES "info, leases, release, vms, stats and doctor"
 
 static const char doc[] =
 	"Look at memory servers, pagers and this host.\v"
 	"With --server, a memserverd:\n"
 	"  info      what it is and how much it has\n"
 	"  leases    who uses its memory\n"
+	"  release LEASE  end a lease whose owner is gone\n"
 	"With --pager, a smemv-pagerd:\n"
 	"  vms       the VMs whose memory it manages\n"
 	"  stats VM  what paging does for one of them\n"
@@ -59,11 +64,21 @@ struct options {
 	unsigned int timeout_s;
 	unsigned int roles;    /* 0: not given */
 	uint64_t memory_bytes; /* 0: not given */
+	bool force;
 	bool json;
 	bool insecure;
 };
 
-enum { OPT_SERVER = 256, OPT_PAGER, OPT_JSON, OPT_TIMEOUT, OPT_INSECURE, OPT_ROLE, OPT_MEMORY };
+enum {
+	OPT_SERVER = 256,
+	OPT_PAGER,
+	OPT_JSON,
+	OPT_TIMEOUT,
+	OPT_INSECURE,
+	OPT_ROLE,
+	OPT_MEMORY,
+	OPT_FORCE
+};
 
 static const struct argp_option option_table[] = {
 	{"server", OPT_SERVER, "ADDR", 0, "control address of a memserverd", 0},
@@ -75,6 +90,9 @@ static const struct argp_option option_table[] = {
 	{"memory", OPT_MEMORY, "SIZE", 0,
 		"doctor: what a sub-host is to lend, the budget on a main host, the size of the "
 		"VM at a source",
+		0},
+	{"force", OPT_FORCE, NULL, 0,
+		"release: although the lease is held or orphaned; a VM that needs it loses memory",
 		0},
 	{"json", OPT_JSON, NULL, 0, "print one JSON object", 0},
 	{"timeout", OPT_TIMEOUT, "S", 0, "seconds to wait for the answer (default 10)", 0},
@@ -164,6 +182,8 @@ static void check_complete(struct options *o, struct argp_state *state)
 		argp_error(state, "which command? There are " COMMAND_NAMES);
 	if ((o->roles || o->memory_bytes) && !c->takes_role)
 		usage_error(o, "--role and --memory are for doctor", state);
+	if (o->force && !c->takes_force)
+		usage_error(o, "--force is for release", state);
 	if (c->arg && !o->arg)
 		usage_error(o, "the name is missing", state);
 	check_addresses(o, state);
@@ -191,6 +211,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_INSECURE:
 		o->insecure = true;
 		return 0;
+	case OPT_FORCE:
+		o->force = true;
+		return 0;
 	case OPT_ROLE:
 		o->roles = parse_role(arg, state);
 		return 0;
@@ -211,7 +234,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {.options = option_table,
 	.parser = parse,
-	.args_doc = "info\nleases\nvms\nstats VM\ndoctor",
+	.args_doc = "info\nleases\nrelease LEASE\nvms\nstats VM\ndoctor",
 	.doc = doc,
 	.children = children};
 
@@ -252,7 +275,8 @@ static int fetch(const struct options *o, json_t **result, struct smv_error *err
 	struct smv_ctl ctl = {.timeout_ms = o->timeout_s * 1000,
 		.arg = o->arg,
 		.roles = o->roles,
-		.memory_bytes = o->memory_bytes};
+		.memory_bytes = o->memory_bytes,
+		.force = o->force};
 
 	return o->command->peer == PEER_NONE ? o->command->fetch(&ctl, result, err)
 					     : ask_peer(o, &ctl, result, err);

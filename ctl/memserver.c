@@ -69,7 +69,8 @@ void smv_ctl_print_leases(json_t *result)
 	static const struct smv_column columns[] = {{"ID", "id"}, {"STATE", "state"},
 		{"SIZE", "size_bytes"}, {"SEGMENTS", "segments"}, {"EPOCH", "epoch"},
 		{"CONNECTIONS", "nr_connections"}, {"PREPARED IN", "prepare_ms"}, {"AGE", "age_ms"},
-		{"EXPIRES IN", "expires_in_ms"}, {"OWNER", "owner"}};
+		{"SINCE RENEWAL", "since_renewal_ms"}, {"EXPIRES IN", "expires_in_ms"},
+		{"OWNER", "owner"}};
 	json_t *lease;
 	size_t i;
 
@@ -78,4 +79,23 @@ void smv_ctl_print_leases(json_t *result)
 			json_object_set_new(lease, "expires_in_ms", json_null());
 	smv_print_table(
 		json_object_get(result, "leases"), columns, SMV_ARRAY_SIZE(columns), "no leases");
+}
+
+int smv_ctl_fetch_release(const struct smv_ctl *ctl, json_t **result, struct smv_error *err)
+{
+	Smemv__V1__ReleaseLeaseRequest request = SMEMV__V1__RELEASE_LEASE_REQUEST__INIT;
+	int rc;
+
+	request.id = (char *)ctl->arg;
+	request.unless_held = !ctl->force;
+	rc = smv_ctl_call(ctl, &smemv__v1__mem_server__descriptor, "ReleaseLease", &request.base,
+		result, err);
+	if (rc == 0)
+		json_object_set_new(*result, "released", json_string(ctl->arg));
+	return rc;
+}
+
+void smv_ctl_print_release(json_t *result)
+{
+	printf("lease %s is released\n", json_string_value(json_object_get(result, "released")));
 }

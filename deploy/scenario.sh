@@ -20,6 +20,14 @@ PAGERD_SOCKET=/run/smemv-pagerd.sock
 declare -A SCENARIO_PID=()
 # Environment of single programs, e.g. [pagerd]="SMEMV_FAULT=..."; for tests.
 declare -A SCENARIO_ENV=()
+# How smemv-migrate names the source VM.
+SOURCE_VM=(--vm guest)
+# More of QEMU's options, for source and destination, and words for the guest's kernel.
+SCENARIO_QEMU=() GUEST_WORDS=''
+# A kernel other than the usual one, and modules for the guest.
+GUEST_KERNEL='' GUEST_MODULES=()
+# More options of smemv-run at the destination.
+SCENARIO_DESTINATION=()
 # Where the guest's console goes: a file, or a fifo that somebody reads.
 SOURCE_CONSOLE='' MAIN_CONSOLE=''
 
@@ -70,6 +78,18 @@ scenario_start_sub_host() {
 		--name "$name" --memory "${mib}M" --listen "$ip:7000" --data "tcp:$ip:7001" --insecure
 }
 
+# scenario_qemu_line HOST: QEMU's command line there, into QEMU_LINE.
+scenario_qemu_line() {
+	QEMU_LINE=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu "max,-erms,-la57,-smap" -smp 2
+		-M "pc,memory-backend=ram0" -m "${GUEST_MIB}M"
+		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$1.ram,size=${GUEST_MIB}M"
+		-nodefaults -no-user-config -display none -no-reboot
+		-kernel "$GUEST_KERNEL" -initrd "$GUEST_INITRD" "${SCENARIO_QEMU[@]}"
+		-append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off smemv.seed=$SEED \
+smemv.test_mib=$TEST_MIB smemv.hot_mib=$HOT_MIB smemv.hot_period_ms=$HOT_PERIOD_MS \
+smemv.sweep_pps=$SWEEP_PPS $GUEST_WORDS")
+}
+
 # scenario_start_pagerd: also again, after its end.
 scenario_start_pagerd() {
 	scenario_start pagerd main "$LAB_DIR/pagerd.log" "$SMEMV_BIN/pagerd/smemv-pagerd" \
@@ -78,15 +98,9 @@ scenario_start_pagerd() {
 
 # scenario_start_qemu WHAT HOST CONSOLE SMEMV-RUN-OPTIONS...
 scenario_start_qemu() {
+	scenario_qemu_line "$2"
 	scenario_start "$1" "$2" "$3" "$SMEMV_BIN/vmm/smemv-run" "${@:4}" -- \
-		qemu-system-x86_64 -accel tcg,thread=multi -cpu "max,-erms,-la57,-smap" -smp 2 \
-		-M pc,memory-backend=ram0 -m "${GUEST_MIB}M" \
-		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$2.ram,size=${GUEST_MIB}M" \
-		-nodefaults -no-user-config -display none -no-reboot -serial stdio \
-		-kernel "$GUEST_KERNEL" -initrd "$GUEST_INITRD" \
-		-append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off smemv.seed=$SEED \
-smemv.test_mib=$TEST_MIB smemv.hot_mib=$HOT_MIB smemv.hot_period_ms=$HOT_PERIOD_MS \
-smemv.sweep_pps=$SWEEP_PPS"
+		"${QEMU_LINE[@]}" -serial stdio
 }
 
 scenario_start_source() {
@@ -95,7 +109,7 @@ scenario_start_source() {
 
 scenario_start_destination() {
 	scenario_start_qemu main-vm main "${MAIN_CONSOLE:=$LAB_DIR/main.console}" \
-		--vm guest --pager "unix:$PAGERD_SOCKET"
+		--vm guest --pager "unix:$PAGERD_SOCKET" "${SCENARIO_DESTINATION[@]}"
 }
 
 scenario_guest_ready() {
@@ -110,8 +124,8 @@ scenario_registered() {
 scenario_up() {
 	local extents
 	extents=$(scenario_room_extents)
-	GUEST_KERNEL=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
-	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" || return
+	[[ -n $GUEST_KERNEL ]] || GUEST_KERNEL=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
+	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" "${GUEST_MODULES[@]}" || return
 	GUEST_INITRD=$LAB_DIR/initramfs.gz
 	host_create source "$SOURCE_IP" && host_create main "$MAIN_IP" &&
 		host_create sub1 "$SUB1_IP" && host_create sub2 "$SUB2_IP" || return
@@ -136,7 +150,7 @@ scenario_up() {
 scenario_migrate() {
 	local -a environment
 	read -r -a environment <<<"${SCENARIO_ENV[migrate]-}"
-	host_run source env "${environment[@]}" "$SMEMV_BIN/migrator/smemv-migrate" run --vm guest \
+	host_run source env "${environment[@]}" "$SMEMV_BIN/migrator/smemv-migrate" run "${SOURCE_VM[@]}" \
 		--to "$MAIN_IP:7000" --to-vm guest --sub-host "$SUB1_IP:7000" --sub-host "$SUB2_IP:7000" \
 		--budget "${BUDGET_KIB}K" --insecure "$@"
 }

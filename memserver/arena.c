@@ -2,6 +2,7 @@
 #include "memserver/arena.h"
 
 #include "common/cleanup.h"
+#include "common/fault_point.h"
 #include "common/log.h"
 #include "memserver/hugepages.h"
 
@@ -10,6 +11,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/magic.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,11 +19,15 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #define DEFAULT_PARENT "/dev/shm/smemv"
 #define ALLOCATE_STEP SMV_GIB
+
+/* How long a killed daemon may take to be gone for good. */
+#define PREDECESSOR_TIMEOUT_MS 10000
 
 struct smv_arena {
 	char dir[PATH_MAX];
@@ -29,11 +35,13 @@ struct smv_arena {
 	bool is_default_dir;
 	bool made_dir;
 	bool locked;
+	bool owned; /* the files in it are those of this arena */
 	void *base;
 	uint64_t size;
 	uint64_t hugepage_bytes; /* 0: ordinary pages */
 	char *huge_path;         /* the file on hugetlbfs, or NULL */
-	char incarnation[33];
+	struct smv_lease_file leases;
+	size_t nr_live; /* leases in the list that somebody may have data in */
 };
 
 int smv_arena_check_name(const char *name, struct smv_error *err)
@@ -147,6 +155,35 @@ static long read_pid(const struct smv_arena *a)
 	return strtol(text, NULL, 10);
 }
 
+static bool is_same_program(pid_t pid)
+{
+	char ours[32] = "", theirs[32] = "", path[64];
+	CLEANUP_FILE FILE *self = fopen("/proc/self/comm", "re");
+	CLEANUP_FILE FILE *other = NULL;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+	other = fopen(path, "re");
+	return self && other && fgets(ours, sizeof(ours), self) &&
+	       fgets(theirs, sizeof(theirs), other) && strcmp(ours, theirs) == 0;
+}
+
+/* A killed process gives up its lock before the last of its descriptors is closed: an RDMA
+ * connection of it may still take writes. They must have ended before a fence is answered, so wait
+ * until it is gone. */
+static void wait_for_predecessor(const struct smv_arena *a)
+{
+	pid_t pid = (pid_t)read_pid(a);
+	CLEANUP_CLOSE int fd = -1;
+	struct pollfd gone = {.events = POLLIN};
+
+	if (pid <= 0 || pid == getpid() || !is_same_program(pid))
+		return;
+	gone.fd = fd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (fd >= 0 && poll(&gone, 1, PREDECESSOR_TIMEOUT_MS) == 0)
+		smv_log_warning("process %d, which '%s/pid' names, runs on: taken for another one",
+			(int)pid, a->dir);
+}
+
 /* The lock is on the directory, not on a file in it: whoever locks a directory that its last owner
  * has just removed can make no file in it, so two daemons never share one. */
 static int lock_dir(struct smv_arena *a, struct smv_error *err)
@@ -159,6 +196,7 @@ static int lock_dir(struct smv_arena *a, struct smv_error *err)
 			"state directory '%s' is in use by the memserverd with pid %ld", a->dir,
 			read_pid(a));
 	a->locked = true;
+	wait_for_predecessor(a);
 	unlinkat(a->dir_fd, "pid", 0);
 	fd = openat(a->dir_fd, "pid", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 	if (fd < 0 || dprintf(fd, "%ld\n", (long)getpid()) < 0)
@@ -193,13 +231,13 @@ static bool remove_arena(const struct smv_arena *a, const char *name)
 	return unlinkat(a->dir_fd, name, 0) == 0;
 }
 
-static void remove_leftover(const struct smv_arena *a)
+/* The arena first: a list of no live leases without an arena is nothing, an arena without a list is
+ * refused. */
+static void remove_files(const struct smv_arena *a)
 {
 	remove_arena(a, "arena.new");
-	if (remove_arena(a, "arena"))
-		smv_log_warning("'%s/arena' was left by a daemon that did not end cleanly: its "
-				"leases and their data are lost",
-			a->dir);
+	remove_arena(a, "arena");
+	smv_lease_file_remove(a->dir_fd);
 }
 
 static uint64_t mem_available_bytes(void)
@@ -299,11 +337,8 @@ static int fail_allocate(const struct smv_arena *a, int rc, struct smv_error *er
 		a->huge_path ? a->huge_path : a->dir, strerror(-rc));
 }
 
-static int allocate(struct smv_arena *a, int fd, struct smv_error *err)
+static int map(struct smv_arena *a, int fd, struct smv_error *err)
 {
-	uint64_t done = 0;
-	int rc = 0;
-
 	/* On hugetlbfs this reserves the pages. */
 	a->base = mmap(NULL, a->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (a->base == MAP_FAILED) {
@@ -312,6 +347,16 @@ static int allocate(struct smv_arena *a, int fd, struct smv_error *err)
 	}
 	/* It is other people's memory and would make any core dump as large as the arena. */
 	madvise(a->base, a->size, MADV_DONTDUMP);
+	return 0;
+}
+
+static int allocate(struct smv_arena *a, int fd, struct smv_error *err)
+{
+	uint64_t done = 0;
+	int rc = map(a, fd, err);
+
+	if (rc < 0)
+		return rc;
 	while (done < a->size && rc == 0) {
 		uint64_t step = a->size - done < ALLOCATE_STEP ? a->size - done : ALLOCATE_STEP;
 
@@ -341,6 +386,41 @@ static int open_ordinary(const struct smv_arena *a)
 	return openat(a->dir_fd, "arena.new", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 }
 
+static size_t count_live(const struct smv_lease_record *records, size_t nr)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < nr; i++)
+		n += smv_lease_is_live(records[i].state);
+	return n;
+}
+
+int smv_arena_store(
+	struct smv_arena *arena, struct smv_lease_record *records, size_t nr, struct smv_error *err)
+{
+	struct smv_lease_file file = arena->leases;
+	int rc;
+
+	file.records = records;
+	file.nr_records = nr;
+	rc = smv_lease_file_write(arena->dir_fd, arena->dir, &file, err);
+	if (rc == 0)
+		arena->nr_live = count_live(records, nr);
+	return rc;
+}
+
+/* The list of leases is there before the arena has its name: without one an arena may hold
+ * anything. */
+static int make_list(struct smv_arena *a, int fd, struct smv_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return fail_dir(a, "look at the arena in", errno, err);
+	a->leases.arena_inode = st.st_ino;
+	return smv_arena_store(a, NULL, 0, err);
+}
+
 static int make_file(struct smv_arena *a, struct smv_error *err)
 {
 	CLEANUP_CLOSE int fd = a->huge_path ? open_huge(a) : open_ordinary(a);
@@ -350,10 +430,13 @@ static int make_file(struct smv_arena *a, struct smv_error *err)
 		rc = fail_dir(a, "make the arena in", errno, err);
 	else
 		rc = allocate(a, fd, err);
+	if (rc == 0)
+		rc = make_list(a, fd, err);
+	(void)smv_fault_point("arena-listed");
 	if (rc == 0 && renameat(a->dir_fd, "arena.new", a->dir_fd, "arena") < 0)
 		rc = fail_dir(a, "name the arena in", errno, err);
 	if (rc < 0)
-		remove_arena(a, "arena.new");
+		remove_files(a);
 	return rc;
 }
 
@@ -366,7 +449,7 @@ static int prepare_huge(struct smv_arena *a, const char *name, struct smv_error 
 		rc = check_huge_room(a, mount, err);
 	if (rc < 0)
 		return rc;
-	if (asprintf(&a->huge_path, "%s/smemv-%s-%s", mount, name, a->incarnation) >= 0)
+	if (asprintf(&a->huge_path, "%s/smemv-%s-%s", mount, name, a->leases.incarnation) >= 0)
 		return 0;
 	a->huge_path = NULL;
 	return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
@@ -380,25 +463,166 @@ static int choose_incarnation(struct smv_arena *a, struct smv_error *err)
 		return smv_fail(
 			err, SMV_INTERNAL, "no-random", NULL, "getrandom: %s", strerror(errno));
 	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(a->incarnation + 2 * i, 3, "%02x", random[i]);
+		snprintf(a->leases.incarnation + 2 * i, 3, "%02x", random[i]);
 	return 0;
 }
 
-static int set_up(struct smv_arena *a, const char *name, struct smv_error *err)
+static int make(struct smv_arena *a, const char *name, struct smv_error *err)
 {
 	int rc = choose_incarnation(a, err);
 
 	if (rc == 0)
-		rc = make_dir(a, err);
+		rc = a->hugepage_bytes ? prepare_huge(a, name, err) : check_room(a, err);
+	return rc < 0 ? rc : make_file(a, err);
+}
+
+/* --- taking over -------------------------------------------------------------------------- */
+
+static int fail_state(const struct smv_arena *a, struct smv_error *err, const char *what)
+{
+	return smv_fail(err, SMV_REFUSED, "bad-state",
+		"If no VM needs the memory any more, throw all of it away with --discard. "
+		"Otherwise look what happened to the directory first.",
+		"cannot take over the arena in '%s': %s", a->dir, what);
+}
+
+static int fail_parameters(
+	const struct smv_arena *a, const struct smv_lease_file *found, struct smv_error *err)
+{
+	char hint[300], huge[40] = "", was[32], is[32];
+
+	if (found->hugepage_bytes)
+		snprintf(huge, sizeof(huge), " --hugepages=%lluM", found->hugepage_bytes / SMV_MIB);
+	snprintf(hint, sizeof(hint),
+		"Start it with --memory %lluM%s as before, or release the leases first; --discard "
+		"throws them away with the data of their VMs.",
+		found->size_bytes / SMV_MIB, huge);
+	return smv_fail(err, SMV_REFUSED, "other-parameters", hint,
+		"'%s' holds an arena of %s%s with leases of VMs, this one would have %s%s", a->dir,
+		smv_format_size(found->size_bytes, was, sizeof(was)),
+		found->hugepage_bytes ? " of huge pages" : "",
+		smv_format_size(a->size, is, sizeof(is)),
+		a->hugepage_bytes ? " of huge pages" : "");
+}
+
+/* The file behind `arena`; its inode number is in the list. */
+static int open_former(struct smv_arena *a)
+{
+	char target[PATH_MAX];
+	ssize_t len = readlinkat(a->dir_fd, "arena", target, sizeof(target) - 1);
+
+	if (len <= 0)
+		return openat(a->dir_fd, "arena", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	target[len] = 0;
+	if (!is_our_target(a, "arena", target))
+		return -1;
+	a->huge_path = strdup(target);
+	return open(target, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+}
+
+static int check_former(const struct smv_arena *a, int fd, struct smv_error *err)
+{
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return fail_state(a, err, "its file cannot be opened");
+	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_ino != a->leases.arena_inode)
+		return fail_state(a, err, "its file is not the one that the leases are of");
+	if ((uint64_t)st.st_size != a->size)
+		return fail_state(a, err, "its file has another size than it had");
+	/* A hole would be read as zeros, and filling it could meet a full file system. */
+	if ((uint64_t)st.st_blocks * 512 < a->size)
+		return fail_state(a, err, "parts of its file are gone");
+	return 0;
+}
+
+static int take_over(struct smv_arena *a, struct smv_error *err)
+{
+	CLEANUP_CLOSE int fd = open_former(a);
+	int rc = check_former(a, fd, err);
+
 	if (rc == 0)
-		rc = check_dir(a, err);
-	if (rc == 0)
-		rc = lock_dir(a, err);
+		rc = map(a, fd, err);
 	if (rc < 0)
 		return rc;
-	remove_leftover(a);
-	rc = a->hugepage_bytes ? prepare_huge(a, name, err) : check_room(a, err);
-	return rc < 0 ? rc : make_file(a, err);
+	if (smv_fault_point("arena-forget"))
+		memset(a->base, 0, a->size);
+	if (smv_fault_point("arena-other-incarnation"))
+		choose_incarnation(a, NULL);
+	/* Counted before anybody can connect. */
+	a->leases.generation++;
+	rc = smv_arena_store(a, a->leases.records, a->leases.nr_records, err);
+	if (rc == 0)
+		smv_log_info("taking over the arena in '%s', generation %" PRIu64 ", leases: %zu",
+			a->dir, a->leases.generation, a->nr_live);
+	return rc;
+}
+
+/* 1: there is an arena that fits, 0: nothing that is worth keeping, or why neither. */
+static int find_former(struct smv_arena *a, struct smv_error *err)
+{
+	struct smv_lease_file found;
+	bool has_arena = faccessat(a->dir_fd, "arena", F_OK, AT_SYMLINK_NOFOLLOW) == 0, fits;
+	int rc = smv_lease_file_read(a->dir_fd, a->dir, &found, err);
+	size_t nr_live;
+
+	if (rc == -ENOENT)
+		return has_arena ? fail_state(a, err, "it has no list of leases") : 0;
+	if (rc < 0)
+		return rc;
+	nr_live = count_live(found.records, found.nr_records);
+	fits = found.size_bytes == a->size && found.hugepage_bytes == a->hugepage_bytes;
+	if (fits && has_arena) {
+		a->leases = found;
+		return 1;
+	}
+	if (nr_live > 0)
+		rc = has_arena ? fail_parameters(a, &found, err)
+			       : fail_state(a, err, "its file is gone, but it has leases");
+	smv_lease_file_clear(&found);
+	return rc;
+}
+
+static int open_dir(struct smv_arena *a, struct smv_error *err)
+{
+	int rc = make_dir(a, err);
+
+	if (rc == 0)
+		rc = check_dir(a, err);
+	return rc < 0 ? rc : lock_dir(a, err);
+}
+
+static int set_up(struct smv_arena *a, const char *name, struct smv_error *err)
+{
+	int rc = open_dir(a, err);
+
+	if (rc == 0)
+		rc = find_former(a, err);
+	if (rc < 0)
+		return rc;
+	if (rc > 0) {
+		rc = take_over(a, err);
+	} else {
+		remove_files(a);
+		rc = make(a, name, err);
+	}
+	a->owned = rc == 0;
+	return rc;
+}
+
+static struct smv_arena *new_arena(const char *name, const char *state_dir)
+{
+	struct smv_arena *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return NULL;
+	a->dir_fd = -1;
+	a->is_default_dir = !state_dir;
+	if (state_dir && strlen(state_dir) < sizeof(a->dir))
+		memcpy(a->dir, state_dir, strlen(state_dir) + 1);
+	else if (!state_dir)
+		snprintf(a->dir, sizeof(a->dir), DEFAULT_PARENT "/memserverd-%s", name);
+	return a;
 }
 
 int smv_arena_create(const char *name, const char *state_dir, uint64_t size_bytes,
@@ -414,17 +638,11 @@ int smv_arena_create(const char *name, const char *state_dir, uint64_t size_byte
 		rc = smv_arena_check_hugepages(size_bytes, hugepage_bytes, err);
 	if (rc < 0)
 		return rc;
-	a = calloc(1, sizeof(*a));
+	a = new_arena(name, state_dir);
 	if (!a)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	a->dir_fd = -1;
-	a->size = size_bytes;
-	a->hugepage_bytes = hugepage_bytes;
-	a->is_default_dir = !state_dir;
-	if (state_dir && strlen(state_dir) < sizeof(a->dir))
-		memcpy(a->dir, state_dir, strlen(state_dir) + 1);
-	else if (!state_dir)
-		snprintf(a->dir, sizeof(a->dir), DEFAULT_PARENT "/memserverd-%s", name);
+	a->size = a->leases.size_bytes = size_bytes;
+	a->hugepage_bytes = a->leases.hugepage_bytes = hugepage_bytes;
 	rc = set_up(a, name, err);
 	if (rc < 0) {
 		smv_arena_destroy(a);
@@ -434,26 +652,69 @@ int smv_arena_create(const char *name, const char *state_dir, uint64_t size_byte
 	return 0;
 }
 
+int smv_arena_discard(const char *name, const char *state_dir, struct smv_error *err)
+{
+	struct smv_arena *a;
+	int rc = smv_arena_check_name(name, err);
+
+	if (rc < 0)
+		return rc;
+	a = new_arena(name, state_dir);
+	if (!a)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	rc = open_dir(a, err);
+	if (rc == 0) {
+		if (faccessat(a->dir_fd, "arena", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+			smv_log_warning(
+				"discarding the arena in '%s', and what VMs kept there", a->dir);
+		a->owned = true;
+	}
+	smv_arena_destroy(a);
+	return rc;
+}
+
+static void close_dir(struct smv_arena *a)
+{
+	const bool keep = a->owned && a->nr_live > 0;
+
+	if (keep)
+		smv_log_warning("kept in '%s' for the next memserverd, with the data of their "
+				"owners: %zu leases; --discard would throw them away",
+			a->dir, a->nr_live);
+	else if (a->owned)
+		remove_files(a);
+	if (a->locked)
+		unlinkat(a->dir_fd, "pid", 0);
+	/* The default directory is ours even if a killed predecessor made it. An rmdir of what
+	 * others use fails, as it should. */
+	if (!keep && (a->made_dir || (a->is_default_dir && a->locked)))
+		rmdir(a->dir);
+	if (a->is_default_dir)
+		rmdir(DEFAULT_PARENT);
+	if (a->dir_fd >= 0)
+		close(a->dir_fd);
+}
+
 void smv_arena_destroy(struct smv_arena *arena)
 {
 	if (!arena)
 		return;
 	if (arena->base)
 		munmap(arena->base, arena->size);
-	if (arena->locked) {
-		remove_arena(arena, "arena");
-		unlinkat(arena->dir_fd, "pid", 0);
-	}
-	/* The default directory is ours even if a killed predecessor made it. An rmdir of what
-	 * others use fails, as it should. */
-	if (arena->made_dir || (arena->is_default_dir && arena->locked))
-		rmdir(arena->dir);
-	if (arena->is_default_dir)
-		rmdir(DEFAULT_PARENT);
-	if (arena->dir_fd >= 0)
-		close(arena->dir_fd);
+	close_dir(arena);
+	smv_lease_file_clear(&arena->leases);
 	free(arena->huge_path);
 	free(arena);
+}
+
+const struct smv_lease_file *smv_arena_leases(const struct smv_arena *arena)
+{
+	return &arena->leases;
+}
+
+uint64_t smv_arena_generation(const struct smv_arena *arena)
+{
+	return arena->leases.generation;
 }
 
 void *smv_arena_base(const struct smv_arena *arena)
@@ -473,5 +734,5 @@ uint64_t smv_arena_hugepage_bytes(const struct smv_arena *arena)
 
 const char *smv_arena_incarnation(const struct smv_arena *arena)
 {
-	return arena->incarnation;
+	return arena->leases.incarnation;
 }

@@ -124,6 +124,13 @@ int smv_extents_alloc(struct smv_extents *extents, size_t nr, size_t max_run,
 	return 0;
 }
 
+void smv_extents_take(
+	struct smv_extents *extents, const struct smv_extent_run *runs, size_t nr_runs)
+{
+	for (size_t i = 0; i < nr_runs; i++)
+		mark(extents, &runs[i], true);
+}
+
 void smv_extents_free(
 	struct smv_extents *extents, const struct smv_extent_run *runs, size_t nr_runs)
 {

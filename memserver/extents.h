@@ -32,6 +32,10 @@ size_t smv_extents_nr_free(const struct smv_extents *extents);
 int smv_extents_alloc(struct smv_extents *extents, size_t nr, size_t max_run,
 	struct smv_extent_run **runs, size_t *nr_runs);
 
+/** smv_extents_take - take just these runs, which must be free. */
+void smv_extents_take(
+	struct smv_extents *extents, const struct smv_extent_run *runs, size_t nr_runs);
+
 /** smv_extents_free - give back runs that smv_extents_alloc() handed out. */
 void smv_extents_free(
 	struct smv_extents *extents, const struct smv_extent_run *runs, size_t nr_runs);

@@ -20,6 +20,9 @@
 /* How long a connection may take to end before a call that waits for it gives up. */
 #define DISCONNECT_TIMEOUT_NS (10 * SMV_NS_PER_S)
 
+/* When what a thread does by itself could not be recorded, it tries again. */
+#define STORE_RETRY_NS (1 * SMV_NS_PER_S)
+
 /* Zeroing looks this often whether the daemon wants to end. */
 #define ZERO_STEP (16 * SMV_MIB)
 
@@ -51,6 +54,7 @@ struct lease {
 	uint64_t prepare_ns;
 	uint64_t ttl_ns;
 	uint64_t expires_ns;
+	uint64_t renewed_ns; /* when its owner was last heard of */
 	struct data_conn *conns;
 	uint32_t nr_conns;
 	bool unreachable; /* RELEASING: the regions are gone */
@@ -69,6 +73,7 @@ struct smv_lease_table {
 	struct smv_extents *extents;
 	struct lease *leases;
 	uint32_t nr_leases;
+	uint64_t orphan_after_ns;
 	struct smv_domain_stats ended; /* sums over the leases that are gone */
 	atomic_bool stopping;
 	bool threads_run;
@@ -81,8 +86,14 @@ struct smv_lease_table {
  * PREPARING   -> GONE         registering failed; nobody has ever reached its memory
  * PROVISIONAL -> HELD         the owner has committed to it
  * PROVISIONAL -> RELEASING    its time is over, or the owner gives it back
- * HELD        -> RELEASING    the owner gives it back
+ * HELD        -> ORPHANED     the owner has not been heard of for long
+ * ORPHANED    -> HELD         the owner renews, holds or fences it
+ * HELD        -> RELEASING    the owner gives it back, or an operator takes it away
+ * ORPHANED    -> RELEASING    the same
  * RELEASING   -> GONE         its memory is zeroed
+ *
+ * A daemon that is started again makes PREPARING leases RELEASING: their owners never heard of
+ * them. All others stay what they were.
  */
 static bool may_become(enum smv_lease_state from, enum smv_lease_state to)
 {
@@ -92,7 +103,9 @@ static bool may_become(enum smv_lease_state from, enum smv_lease_state to)
 	case SMV_LEASE_PROVISIONAL:
 		return to == SMV_LEASE_HELD || to == SMV_LEASE_RELEASING;
 	case SMV_LEASE_HELD:
-		return to == SMV_LEASE_RELEASING;
+		return to == SMV_LEASE_ORPHANED || to == SMV_LEASE_RELEASING;
+	case SMV_LEASE_ORPHANED:
+		return to == SMV_LEASE_HELD || to == SMV_LEASE_RELEASING;
 	case SMV_LEASE_RELEASING:
 		return to == SMV_LEASE_GONE;
 	case SMV_LEASE_GONE:
@@ -109,7 +122,7 @@ static void set_state(struct lease *l, enum smv_lease_state to)
 
 static bool is_usable(const struct lease *l)
 {
-	return l->state == SMV_LEASE_PROVISIONAL || l->state == SMV_LEASE_HELD;
+	return smv_lease_is_live(l->state);
 }
 
 static struct lease *find(const struct smv_lease_table *t, uint64_t id)
@@ -124,7 +137,7 @@ static struct lease *find(const struct smv_lease_table *t, uint64_t id)
 static int fail_not_found(uint64_t id, struct smv_error *err)
 {
 	return smv_fail(err, SMV_NOT_FOUND, "no-such-lease",
-		"It was released, it expired, or the server was restarted.",
+		"It was released, it expired, or the server lost its memory.",
 		"there is no lease %016" PRIx64, id);
 }
 
@@ -146,6 +159,55 @@ static int fail_memory(struct smv_error *err)
 	return smv_fail(err, SMV_INTERNAL, "no-memory", NULL, "the server is out of memory");
 }
 
+/* --- the list of leases ------------------------------------------------------------------- */
+
+static void fill_record(const struct lease *l, struct smv_lease_record *r)
+{
+	*r = (struct smv_lease_record){.id = l->id,
+		.state = l->state,
+		.epoch = l->epoch,
+		.ttl_ms = l->ttl_ns / SMV_NS_PER_MS,
+		.created_ns = l->created_ns,
+		.runs = l->runs,
+		.nr_runs = l->nr_segments};
+	memcpy(r->owner, l->owner, sizeof(r->owner));
+	memcpy(r->key, l->key, sizeof(r->key));
+	if (l->transport)
+		snprintf(
+			r->transport, sizeof(r->transport), "%s", smv_transport_name(l->transport));
+}
+
+/* With the lock held. */
+static int store(struct smv_lease_table *t, struct smv_error *err)
+{
+	struct smv_lease_record *records = calloc(t->nr_leases + 1, sizeof(*records));
+	size_t nr = 0;
+	int rc;
+
+	if (!records)
+		return fail_memory(err);
+	for (const struct lease *l = t->leases; l; l = l->next)
+		fill_record(l, &records[nr++]);
+	rc = smv_arena_store(t->arena, records, nr, err);
+	OPENSSL_cleanse(records, nr * sizeof(*records));
+	free(records);
+	return rc;
+}
+
+/* With the lock held. On failure the lease stays what it was. */
+static int change_state(
+	struct smv_lease_table *t, struct lease *l, enum smv_lease_state to, struct smv_error *err)
+{
+	enum smv_lease_state from = l->state;
+	int rc;
+
+	set_state(l, to);
+	rc = store(t, err);
+	if (rc < 0)
+		l->state = from;
+	return rc;
+}
+
 /* 0 or ETIMEDOUT; @deadline_ns 0: none. */
 static int wait_changed(struct smv_lease_table *t, uint64_t deadline_ns)
 {
@@ -159,7 +221,8 @@ static int wait_changed(struct smv_lease_table *t, uint64_t deadline_ns)
 
 /* --- what people may see ------------------------------------------------------------------ */
 
-static int fill_info(const struct lease *l, struct smv_lease_info *info, struct smv_error *err)
+static int fill_info(const struct smv_lease_table *t, const struct lease *l,
+	struct smv_lease_info *info, struct smv_error *err)
 {
 	uint64_t now = smv_now_ns();
 
@@ -170,6 +233,9 @@ static int fill_info(const struct lease *l, struct smv_lease_info *info, struct 
 		.epoch = l->epoch,
 		.size_bytes = l->size_bytes,
 		.age_ms = (now - l->created_ns) / SMV_NS_PER_MS,
+		.since_renewal_ms = (now - l->renewed_ns) / SMV_NS_PER_MS,
+		.generation = smv_arena_generation(t->arena),
+		.transport = l->transport,
 		.nr_connections = l->nr_conns,
 		.prepare_ms = l->prepare_ns / SMV_NS_PER_MS};
 	memcpy(info->owner, l->owner, sizeof(info->owner));
@@ -198,7 +264,7 @@ int smv_lease_get(struct smv_lease_table *table, uint64_t id, struct smv_lease_i
 
 	pthread_mutex_lock(&table->lock);
 	l = find(table, id);
-	rc = l ? fill_info(l, info, err) : fail_not_found(id, err);
+	rc = l ? fill_info(table, l, info, err) : fail_not_found(id, err);
 	pthread_mutex_unlock(&table->lock);
 	return rc;
 }
@@ -211,7 +277,7 @@ int smv_lease_list(struct smv_lease_table *table, struct smv_lease_info **infos,
 	*nr = 0;
 	*infos = calloc(table->nr_leases + 1, sizeof(**infos));
 	for (struct lease *l = table->leases; l && *infos && rc == 0; l = l->next)
-		rc = fill_info(l, &(*infos)[(*nr)++], NULL);
+		rc = fill_info(table, l, &(*infos)[(*nr)++], NULL);
 	pthread_mutex_unlock(&table->lock);
 	if (*infos && rc == 0)
 		return 0;
@@ -268,6 +334,7 @@ static void free_lease(struct lease *l)
 static void forget(struct smv_lease_table *t, struct lease *lease)
 {
 	struct lease **l = &t->leases;
+	struct smv_error err;
 
 	set_state(lease, SMV_LEASE_GONE);
 	while (*l != lease)
@@ -276,6 +343,10 @@ static void forget(struct smv_lease_table *t, struct lease *lease)
 	t->nr_leases--;
 	smv_extents_free(t->extents, lease->runs, lease->nr_segments);
 	pthread_cond_broadcast(&t->changed);
+	/* If it cannot be recorded now: before the memory is lent again, all of the list is. Until
+	 * then the next daemon would only zero it once more. */
+	if (store(t, &err) < 0)
+		smv_log_warning("%s", err.message);
 }
 
 static int check_request(const struct smv_lease_request *r, struct smv_error *err)
@@ -353,7 +424,7 @@ static int make_lease(
 	l->size_bytes = r->size_bytes;
 	l->transport = r->transport;
 	l->ttl_ns = (r->ttl_ms ? r->ttl_ms : SMV_LEASE_TTL_DEFAULT_MS) * SMV_NS_PER_MS;
-	l->created_ns = smv_now_ns();
+	l->created_ns = l->renewed_ns = smv_now_ns();
 	memcpy(l->owner, r->owner, strlen(r->owner) + 1);
 	/* Up to 256 bytes getrandom() delivers all or fails, see getrandom(2). */
 	if (getrandom(l->key, sizeof(l->key), 0) != (ssize_t)sizeof(l->key) ||
@@ -364,6 +435,15 @@ static int make_lease(
 	}
 	*lease = l;
 	return 0;
+}
+
+/* With the lock held. The memory was reached by nobody and never told of. */
+static void remove_first(struct smv_lease_table *t, struct lease *l)
+{
+	assert(t->leases == l);
+	t->leases = l->next;
+	t->nr_leases--;
+	smv_extents_free(t->extents, l->runs, l->nr_segments);
 }
 
 /* Reserve the memory and make the lease visible, in state PREPARING. */
@@ -381,18 +461,23 @@ static int insert(struct smv_lease_table *t, struct lease *l, struct smv_error *
 		l->next = t->leases;
 		t->leases = l;
 		t->nr_leases++;
+		rc = store(t, err);
+		if (rc < 0)
+			remove_first(t, l);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return rc;
 }
 
-/* With the lock held: people may look at a lease that is being prepared. */
+/* With the lock held: people may look at a lease that is being prepared. What is taken over only
+ * to be zeroed has no regions. */
 static void fill_segments(struct lease *l)
 {
 	for (size_t i = 0; i < l->nr_segments; i++) {
-		struct smv_region_info region;
+		struct smv_region_info region = {0};
 
-		smv_region_info(l->regions[i], &region);
+		if (l->regions[i])
+			smv_region_info(l->regions[i], &region);
 		l->segments[i] = (struct smv_lease_segment){.rkey = region.rkey,
 			.remote_addr = region.remote_addr,
 			.size_bytes = l->runs[i].nr * SMV_EXTENT_SIZE,
@@ -487,6 +572,13 @@ static void log_created(const struct lease *l)
 		l->epoch);
 }
 
+/* With the lock held: its owner was heard of. */
+static void renew(struct lease *l)
+{
+	l->renewed_ns = smv_now_ns();
+	l->expires_ns = l->renewed_ns + l->ttl_ns;
+}
+
 int smv_lease_create(struct smv_lease_table *table, const struct smv_lease_request *request,
 	struct smv_lease_info *info, uint8_t *key, struct smv_error *err)
 {
@@ -510,15 +602,40 @@ int smv_lease_create(struct smv_lease_table *table, const struct smv_lease_reque
 	memcpy(key, l->key, sizeof(l->key));
 	log_created(l);
 	pthread_mutex_lock(&table->lock);
-	set_state(l, SMV_LEASE_PROVISIONAL);
-	l->expires_ns = smv_now_ns() + l->ttl_ns;
-	rc = fill_info(l, info, err);
-	pthread_cond_broadcast(&table->changed);
+	rc = change_state(table, l, SMV_LEASE_PROVISIONAL, err);
+	if (rc == 0) {
+		renew(l);
+		rc = fill_info(table, l, info, err);
+		pthread_cond_broadcast(&table->changed);
+		l = NULL;
+	}
 	pthread_mutex_unlock(&table->lock);
+	if (l)
+		abandon(table, l);
+	else
+		(void)smv_fault_point("lease-created");
 	return rc;
 }
 
 /* --- life --------------------------------------------------------------------------------- */
+
+/* With the lock held. */
+static int revive(struct smv_lease_table *t, struct lease *l, struct smv_error *err)
+{
+	int rc = 0;
+
+	if (l->state == SMV_LEASE_ORPHANED) {
+		rc = change_state(t, l, SMV_LEASE_HELD, err);
+		if (rc == 0)
+			smv_log_info("lease %016" PRIx64 " of '%s' is no orphan any more", l->id,
+				l->owner);
+	}
+	if (rc == 0)
+		renew(l);
+	/* The reaper slept for another time, or not at all for this lease. */
+	pthread_cond_broadcast(&t->changed);
+	return rc;
+}
 
 int smv_lease_renew(struct smv_lease_table *table, uint64_t id, struct smv_lease_info *info,
 	struct smv_error *err)
@@ -528,10 +645,10 @@ int smv_lease_renew(struct smv_lease_table *table, uint64_t id, struct smv_lease
 
 	pthread_mutex_lock(&table->lock);
 	rc = find_usable(table, id, &l, err);
-	if (rc == 0) {
-		l->expires_ns = smv_now_ns() + l->ttl_ns;
-		rc = fill_info(l, info, err);
-	}
+	if (rc == 0)
+		rc = revive(table, l, err);
+	if (rc == 0)
+		rc = fill_info(table, l, info, err);
 	pthread_mutex_unlock(&table->lock);
 	return rc;
 }
@@ -544,12 +661,15 @@ int smv_lease_hold(struct smv_lease_table *table, uint64_t id, struct smv_lease_
 
 	pthread_mutex_lock(&table->lock);
 	rc = find_usable(table, id, &l, err);
-	if (rc == 0) {
-		if (l->state != SMV_LEASE_HELD)
-			set_state(l, SMV_LEASE_HELD);
-		rc = fill_info(l, info, err);
-	}
+	if (rc == 0 && l->state == SMV_LEASE_PROVISIONAL)
+		rc = change_state(table, l, SMV_LEASE_HELD, err);
+	if (rc == 0)
+		rc = revive(table, l, err);
+	if (rc == 0)
+		rc = fill_info(table, l, info, err);
 	pthread_mutex_unlock(&table->lock);
+	if (rc == 0)
+		(void)smv_fault_point("lease-held");
 	return rc;
 }
 
@@ -573,8 +693,12 @@ static bool has_older(const struct lease *l, uint32_t epoch)
 	return false;
 }
 
-static int raise_epoch(struct lease *l, uint32_t epoch, struct smv_error *err)
+static int raise_epoch(
+	struct smv_lease_table *t, struct lease *l, uint32_t epoch, struct smv_error *err)
 {
+	uint32_t before = l->epoch;
+	int rc;
+
 	if (epoch < l->epoch)
 		return smv_fail(err, SMV_REFUSED, "old-epoch",
 			"Somebody else has taken over: stop using the lease.",
@@ -582,8 +706,13 @@ static int raise_epoch(struct lease *l, uint32_t epoch, struct smv_error *err)
 			epoch);
 	if (epoch == l->epoch)
 		return 0;
-	smv_log_info("lease %016" PRIx64 ": epoch %u -> %u", l->id, l->epoch, epoch);
 	l->epoch = epoch;
+	rc = store(t, err);
+	if (rc < 0) {
+		l->epoch = before;
+		return rc;
+	}
+	smv_log_info("lease %016" PRIx64 ": epoch %u -> %u", l->id, before, epoch);
 	/* Whoever takes over does not know which nonces were used. Tickets of the old epoch are
 	 * refused by their epoch, so none can be played again. */
 	l->nonces = (struct smv_nonce_window){0};
@@ -613,23 +742,32 @@ int smv_lease_fence(struct smv_lease_table *table, uint64_t id, uint32_t epoch,
 	pthread_mutex_lock(&table->lock);
 	rc = find_usable(table, id, &l, err);
 	if (rc == 0)
-		rc = raise_epoch(l, epoch, err);
+		rc = raise_epoch(table, l, epoch, err);
+	if (rc == 0)
+		rc = revive(table, l, err);
 	if (rc == 0) {
 		close_older(l, epoch);
 		rc = wait_older_gone(table, id, epoch, &l, err);
 	}
 	if (rc == 0)
-		rc = fill_info(l, info, err);
+		rc = fill_info(table, l, info, err);
 	pthread_mutex_unlock(&table->lock);
+	if (rc == 0)
+		(void)smv_fault_point("lease-fenced");
 	return rc;
 }
 
 /* --- the end ------------------------------------------------------------------------------ */
 
 /* Called and returns with the lock held; drops it meanwhile. */
-static void end_lease(struct smv_lease_table *t, struct lease *l, const char *why)
+static int end_lease(
+	struct smv_lease_table *t, struct lease *l, const char *why, struct smv_error *err)
 {
-	set_state(l, SMV_LEASE_RELEASING);
+	/* Recorded first: from here on its memory may change. */
+	int rc = change_state(t, l, SMV_LEASE_RELEASING, err);
+
+	if (rc < 0)
+		return rc;
 	smv_log_info("lease %016" PRIx64 " of '%s' %s", l->id, l->owner, why);
 	close_older(l, UINT64_MAX);
 	pthread_mutex_unlock(&t->lock);
@@ -637,9 +775,20 @@ static void end_lease(struct smv_lease_table *t, struct lease *l, const char *wh
 	pthread_mutex_lock(&t->lock);
 	l->unreachable = true;
 	pthread_cond_broadcast(&t->changed);
+	return 0;
 }
 
-int smv_lease_release(struct smv_lease_table *table, uint64_t id, struct smv_error *err)
+static int fail_held(const struct lease *l, struct smv_error *err)
+{
+	return smv_fail(err, SMV_REFUSED, "lease-held",
+		"It ends when its owner releases it. If that is gone for good: smemvctl release ID "
+		"--force; a VM that still needs the memory loses it.",
+		"lease %016" PRIx64 " of '%s' is %s, last renewed %llu s ago", l->id, l->owner,
+		smv_lease_state_name(l->state), (smv_now_ns() - l->renewed_ns) / SMV_NS_PER_S);
+}
+
+static int release(
+	struct smv_lease_table *table, uint64_t id, bool even_held, struct smv_error *err)
 {
 	struct lease *l;
 	int rc = 0;
@@ -648,13 +797,27 @@ int smv_lease_release(struct smv_lease_table *table, uint64_t id, struct smv_err
 	l = find(table, id);
 	if (!l || l->state != SMV_LEASE_RELEASING)
 		rc = find_usable(table, id, &l, err);
+	if (rc == 0 && !even_held && (l->state == SMV_LEASE_HELD || l->state == SMV_LEASE_ORPHANED))
+		rc = fail_held(l, err);
 	if (rc == 0 && l->state != SMV_LEASE_RELEASING)
-		end_lease(table, l, "is released");
+		rc = end_lease(table, l, "is released", err);
 	/* Somebody else ends it: the promise that its memory is out of reach holds for us too. */
 	while (rc == 0 && (l = find(table, id)) && !l->unreachable)
 		wait_changed(table, 0);
 	pthread_mutex_unlock(&table->lock);
+	if (rc == 0)
+		(void)smv_fault_point("lease-released");
 	return rc;
+}
+
+int smv_lease_release(struct smv_lease_table *table, uint64_t id, struct smv_error *err)
+{
+	return release(table, id, true, err);
+}
+
+int smv_lease_release_unheld(struct smv_lease_table *table, uint64_t id, struct smv_error *err)
+{
+	return release(table, id, false, err);
 }
 
 static bool zero(struct smv_lease_table *t, const struct lease *l)
@@ -695,10 +858,12 @@ static bool recycle(struct smv_lease_table *t, struct lease *l)
 		wait_changed(t, 0);
 	if (atomic_load(&t->stopping))
 		return false;
-	add_stats(&t->ended, l->domain);
+	if (l->domain)
+		add_stats(&t->ended, l->domain);
 	domain = smv_take(l->domain);
 	pthread_mutex_unlock(&t->lock);
-	smv_domain_destroy(domain);
+	if (domain)
+		smv_domain_destroy(domain);
 	zeroed = smv_fault_point("memserver-zero") || zero(t, l);
 	pthread_mutex_lock(&t->lock);
 	if (!zeroed)
@@ -725,15 +890,47 @@ static void *zeroer_main(void *arg)
 	return NULL;
 }
 
-static struct lease *next_to_expire(const struct smv_lease_table *t)
+/* When something happens to a lease by itself; UINT64_MAX: never. */
+static uint64_t due_ns(const struct smv_lease_table *t, const struct lease *l)
+{
+	if (l->state == SMV_LEASE_PROVISIONAL)
+		return l->expires_ns;
+	return l->state == SMV_LEASE_HELD ? l->renewed_ns + t->orphan_after_ns : UINT64_MAX;
+}
+
+static struct lease *next_due(const struct smv_lease_table *t)
 {
 	struct lease *next = NULL;
 
 	for (struct lease *l = t->leases; l; l = l->next)
-		if (l->state == SMV_LEASE_PROVISIONAL &&
-			(!next || l->expires_ns < next->expires_ns))
+		if (due_ns(t, l) != UINT64_MAX && (!next || due_ns(t, l) < due_ns(t, next)))
 			next = l;
 	return next;
+}
+
+static void expire(struct smv_lease_table *t, struct lease *l)
+{
+	struct smv_error err;
+
+	if (end_lease(t, l, "has expired", &err) == 0)
+		return;
+	smv_log_error("lease %016" PRIx64 " cannot expire: %s", l->id, err.message);
+	l->expires_ns = smv_now_ns() + STORE_RETRY_NS;
+}
+
+/* The one alarm about it. If it cannot be recorded the next daemon takes it for held, and finds out
+ * by itself. */
+static void orphan(struct smv_lease_table *t, struct lease *l)
+{
+	struct smv_error err;
+
+	smv_log_warning("lease %016" PRIx64 " of '%s' is orphaned: nobody has renewed it for "
+			"%llu s. It is kept until its owner comes back or releases it, or "
+			"smemvctl release --force ends it",
+		l->id, l->owner, (smv_now_ns() - l->renewed_ns) / SMV_NS_PER_S);
+	set_state(l, SMV_LEASE_ORPHANED);
+	if (store(t, &err) < 0)
+		smv_log_warning("%s", err.message);
 }
 
 static void *reaper_main(void *arg)
@@ -743,11 +940,13 @@ static void *reaper_main(void *arg)
 
 	pthread_mutex_lock(&t->lock);
 	while (!atomic_load(&t->stopping)) {
-		l = next_to_expire(t);
-		if (l && l->expires_ns <= smv_now_ns())
-			end_lease(t, l, "has expired");
+		l = next_due(t);
+		if (!l || due_ns(t, l) > smv_now_ns())
+			wait_changed(t, l ? due_ns(t, l) : 0);
+		else if (l->state == SMV_LEASE_HELD)
+			orphan(t, l);
 		else
-			wait_changed(t, l ? l->expires_ns : 0);
+			expire(t, l);
 	}
 	pthread_mutex_unlock(&t->lock);
 	return NULL;
@@ -756,8 +955,9 @@ static void *reaper_main(void *arg)
 /* --- the listeners' side ------------------------------------------------------------------ */
 
 /* NULL, or why the ticket is not good. The nonce comes last: a forged ticket uses up none. */
-static const char *refusal(struct lease *l, const struct smv_transport *transport,
-	const void *private_data, const struct smv_ticket *ticket)
+static const char *refusal(const struct smv_lease_table *t, struct lease *l,
+	const struct smv_transport *transport, const void *private_data,
+	const struct smv_ticket *ticket)
 {
 	if (!l)
 		return "there is no such lease";
@@ -769,6 +969,9 @@ static const char *refusal(struct lease *l, const struct smv_transport *transpor
 		return "it belongs to another transport";
 	if (ticket->epoch != l->epoch)
 		return "the ticket is of another epoch";
+	if (ticket->nonce >> SMV_NONCE_COUNT_BITS != smv_arena_generation(t->arena) &&
+		!smv_fault_point("lease-any-generation"))
+		return "the ticket is not for the server since its last start";
 	if (smv_nonce_use(&l->nonces, ticket->nonce) < 0)
 		return "the ticket was used before";
 	return NULL;
@@ -837,7 +1040,7 @@ int smv_lease_admit(struct smv_lease_table *table, const struct smv_transport *t
 	c->conn = conn;
 	pthread_mutex_lock(&table->lock);
 	l = find(table, ticket.lease_id);
-	why = refusal(l, transport, private_data, &ticket);
+	why = refusal(table, l, transport, private_data, &ticket);
 	c->writer = ticket.role == SMV_ROLE_WRITER;
 	if (!why && c->writer)
 		why = displace_writers(table, ticket.lease_id, ticket.epoch, &l);
@@ -897,21 +1100,119 @@ static int start_threads(struct smv_lease_table *t)
 	return -EAGAIN;
 }
 
-int smv_lease_table_create(
-	struct smv_arena *arena, struct smv_lease_table **table, struct smv_error *err)
+/* --- taking over -------------------------------------------------------------------------- */
+
+static int fail_take_over(
+	const struct smv_lease_record *r, const char *why, const char *hint, struct smv_error *err)
+{
+	return smv_fail(err, SMV_REFUSED, "take-over", hint,
+		"cannot take over lease %016" PRIx64 " of '%s': %s", r->id, r->owner, why);
+}
+
+static int find_transport(const struct smv_lease_record *r, const struct smv_transport **transport,
+	struct smv_error *err)
+{
+	char why[200] = "", text[300];
+
+	*transport = smv_transport_find(r->transport);
+	if (*transport && smv_transport_available(*transport, why, sizeof(why)))
+		return 0;
+	snprintf(text, sizeof(text), "transport '%s' does not work here%s%s", r->transport,
+		why[0] ? ": " : "", why);
+	return fail_take_over(r, text, "Mend it: the data of a VM depends on it.", err);
+}
+
+/* Neither time nor nonces go on: the owner has all of its time again, and tickets are counted anew
+ * in this generation. */
+static struct lease *lease_of(const struct smv_lease_record *r)
+{
+	struct lease *l = calloc(1, sizeof(*l));
+	uint64_t now = smv_now_ns();
+
+	if (!l)
+		return NULL;
+	l->id = r->id;
+	l->state = r->state;
+	l->epoch = r->epoch;
+	l->created_ns = r->created_ns < now ? r->created_ns : now;
+	l->ttl_ns = r->ttl_ms * SMV_NS_PER_MS;
+	l->nr_segments = r->nr_runs;
+	memcpy(l->owner, r->owner, sizeof(l->owner));
+	memcpy(l->key, r->key, sizeof(l->key));
+	l->runs = calloc(r->nr_runs, sizeof(*l->runs));
+	l->regions = calloc(r->nr_runs, sizeof(struct smv_region *));
+	l->segments = calloc(r->nr_runs, sizeof(*l->segments));
+	if (!l->runs || !l->regions || !l->segments) {
+		free_lease(l);
+		return NULL;
+	}
+	for (size_t i = 0; i < r->nr_runs; i++) {
+		l->runs[i] = r->runs[i];
+		l->size_bytes += r->runs[i].nr * SMV_EXTENT_SIZE;
+	}
+	renew(l);
+	return l;
+}
+
+/* No thread runs yet. */
+static int take_over_lease(
+	struct smv_lease_table *t, const struct smv_lease_record *r, struct smv_error *err)
+{
+	struct lease *l = lease_of(r);
+	int rc;
+
+	if (!l)
+		return fail_memory(err);
+	smv_extents_take(t->extents, l->runs, l->nr_segments);
+	l->next = t->leases;
+	t->leases = l;
+	t->nr_leases++;
+	if (!is_usable(l)) {
+		l->state = SMV_LEASE_RELEASING;
+		l->unreachable = true;
+		fill_segments(l);
+		return 0;
+	}
+	rc = find_transport(r, &l->transport, err);
+	if (rc == 0)
+		rc = register_memory(t, l, err);
+	if (rc == 0)
+		smv_log_info("lease %016" PRIx64 " of '%s': taken over, %s, epoch %u", l->id,
+			l->owner, smv_lease_state_name(l->state), l->epoch);
+	return rc;
+}
+
+static int take_over(struct smv_lease_table *t, struct smv_error *err)
+{
+	const struct smv_lease_file *former = smv_arena_leases(t->arena);
+	int rc = 0;
+
+	for (size_t i = 0; i < former->nr_records && rc == 0; i++)
+		rc = take_over_lease(t, &former->records[i], err);
+	return rc == 0 && former->nr_records ? store(t, err) : rc;
+}
+
+int smv_lease_table_create(struct smv_arena *arena, uint32_t orphan_after_ms,
+	struct smv_lease_table **table, struct smv_error *err)
 {
 	struct smv_lease_table *t = calloc(1, sizeof(*t));
+	int rc;
 
 	if (!t)
 		return fail_memory(err);
 	t->arena = arena;
+	t->orphan_after_ns =
+		(orphan_after_ms ? orphan_after_ms : SMV_LEASE_ORPHAN_DEFAULT_MS) * SMV_NS_PER_MS;
 	t->ended.counted = true;
 	pthread_mutex_init(&t->lock, NULL);
 	init_cond(&t->changed);
 	t->extents = smv_extents_create(smv_arena_size(arena) / SMV_EXTENT_SIZE);
-	if (!t->extents || start_threads(t) < 0) {
+	rc = t->extents ? take_over(t, err) : fail_memory(err);
+	if (rc == 0 && start_threads(t) < 0)
+		rc = fail_memory(err);
+	if (rc < 0) {
 		smv_lease_table_destroy(t);
-		return fail_memory(err);
+		return rc;
 	}
 	*table = t;
 	return 0;
@@ -940,9 +1241,8 @@ void smv_lease_table_destroy(struct smv_lease_table *table)
 	while ((l = table->leases)) {
 		table->leases = l->next;
 		if (is_usable(l))
-			smv_log_warning(
-				"lease %016" PRIx64 " of '%s' is still %s: its data is lost", l->id,
-				l->owner, l->state == SMV_LEASE_HELD ? "held" : "provisional");
+			smv_log_info("lease %016" PRIx64 " of '%s' is still %s", l->id, l->owner,
+				smv_lease_state_name(l->state));
 		deregister(l);
 		if (l->domain)
 			smv_domain_destroy(smv_take(l->domain));

@@ -6,6 +6,10 @@
  * Memory is zero whenever a lease gets it: the arena starts as zeros, and a lease that ended, in
  * whatever way, keeps its extents until a background thread has zeroed them.
  *
+ * Every change is in the list of leases (lease_file.h) before it is answered, and before it can
+ * have an effect that the next daemon must know of. A table that is made over an arena with leases
+ * offers these again, registered anew; those that were just being made or released are zeroed.
+ *
  * Every function may be called from any thread. Those that change a lease fill a
  * struct smv_lease_info with its state afterwards (@info may be NULL).
  */
@@ -14,6 +18,7 @@
 
 #include "common/error.h"
 #include "memserver/arena.h"
+#include "memserver/lease_file.h"
 #include "transport/ticket.h"
 #include "transport/transport.h"
 
@@ -21,23 +26,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SMV_LEASE_OWNER_MAX 200
 #define SMV_LEASE_TTL_DEFAULT_MS 60000
+#define SMV_LEASE_ORPHAN_DEFAULT_MS 60000
 #define SMV_SEGMENT_MAX SMV_GIB /* registration.h says when they are smaller */
-
-/* A lease must fit into one message of the control channel, and all leases without their segments
- * into another one. */
-#define SMV_LEASE_SEGMENTS_MAX 4096
-#define SMV_LEASES_MAX 512
-
-/* The numbers are those of smemv.v1.LeaseState. */
-enum smv_lease_state {
-	SMV_LEASE_PREPARING = 1,
-	SMV_LEASE_PROVISIONAL,
-	SMV_LEASE_HELD,
-	SMV_LEASE_RELEASING,
-	SMV_LEASE_GONE,
-};
 
 struct smv_lease_table;
 
@@ -57,7 +48,10 @@ struct smv_lease_info {
 	struct smv_lease_segment *segments; /* freed by smv_lease_info_clear() */
 	size_t nr_segments;
 	uint64_t age_ms;
-	uint64_t expires_in_ms; /* 0 unless PROVISIONAL */
+	uint64_t expires_in_ms;    /* 0 unless PROVISIONAL */
+	uint64_t since_renewal_ms; /* since it was made, renewed, held, fenced, or taken over */
+	uint64_t generation;       /* of the server: for the nonces of tickets */
+	const struct smv_transport *transport; /* NULL: of a former daemon, being zeroed */
 	uint32_t nr_connections;
 	uint64_t prepare_ms; /* what registering its memory took; 0 while PREPARING */
 };
@@ -80,18 +74,20 @@ struct smv_lease_totals {
 	bool bytes_counted; /* false: some transport cannot count */
 };
 
-/** smv_lease_table_create - @arena stays the caller's and must outlive the table. Starts a thread
- * that ends leases whose time is over and one that zeroes memory. */
-int smv_lease_table_create(
-	struct smv_arena *arena, struct smv_lease_table **table, struct smv_error *err);
+/** smv_lease_table_create - @arena stays the caller's and must outlive the table. Takes over the
+ * leases that a former daemon left in it, which takes as long as registering them. Starts a thread
+ * that ends leases whose time is over and one that zeroes memory.
+ * @orphan_after_ms: when a HELD lease that nobody renews becomes ORPHANED; 0: after 60 s */
+int smv_lease_table_create(struct smv_arena *arena, uint32_t orphan_after_ms,
+	struct smv_lease_table **table, struct smv_error *err);
 
 /** smv_lease_table_stop - stop both threads; afterwards no lease ends by itself, and none is made:
  * smv_lease_create() that is preparing one gives up with SMV_CANCELLED after the segments that are
  * just being registered. To be called before the listeners close. */
 void smv_lease_table_stop(struct smv_lease_table *table);
 
-/** smv_lease_table_destroy - free everything, with a warning for each lease that is still in use.
- * No connection may be left: close the listeners before. NULL is fine. */
+/** smv_lease_table_destroy - free everything; what is in use stays in the arena's list. No
+ * connection may be left: close the listeners before. NULL is fine. */
 void smv_lease_table_destroy(struct smv_lease_table *table);
 
 void smv_lease_table_totals(struct smv_lease_table *table, struct smv_lease_totals *totals);
@@ -108,11 +104,12 @@ int smv_lease_get(struct smv_lease_table *table, uint64_t id, struct smv_lease_i
 /** smv_lease_list - all leases; the caller clears each and frees the array. */
 int smv_lease_list(struct smv_lease_table *table, struct smv_lease_info **infos, size_t *nr);
 
-/** smv_lease_renew - give a PROVISIONAL lease its full time again; a HELD one needs none. */
+/** smv_lease_renew - its owner is alive: a PROVISIONAL lease has its full time again, a HELD one is
+ * no orphan, and an ORPHANED one becomes HELD. */
 int smv_lease_renew(struct smv_lease_table *table, uint64_t id, struct smv_lease_info *info,
 	struct smv_error *err);
 
-/** smv_lease_hold - from now on the lease does not expire. */
+/** smv_lease_hold - from now on the lease does not expire. Counts as a renewal. */
 int smv_lease_hold(struct smv_lease_table *table, uint64_t id, struct smv_lease_info *info,
 	struct smv_error *err);
 
@@ -120,7 +117,8 @@ int smv_lease_hold(struct smv_lease_table *table, uint64_t id, struct smv_lease_
  * smv_lease_fence - end every connection of an epoch below @epoch and let no new one in.
  *
  * After the return none of their writes can take effect any more. The nonces of tickets of the new
- * epoch start at 1 again. SMV_TIMEOUT: a connection has not ended yet; call again.
+ * epoch start at 1 again. Counts as a renewal. SMV_TIMEOUT: a connection has not ended yet; call
+ * again.
  */
 int smv_lease_fence(struct smv_lease_table *table, uint64_t id, uint32_t epoch,
 	struct smv_lease_info *info, struct smv_error *err);
@@ -128,6 +126,10 @@ int smv_lease_fence(struct smv_lease_table *table, uint64_t id, uint32_t epoch,
 /** smv_lease_release - after the return nobody can reach the lease's memory; it counts as free
  * later, when it is zeroed. */
 int smv_lease_release(struct smv_lease_table *table, uint64_t id, struct smv_error *err);
+
+/** smv_lease_release_unheld - the same, but SMV_REFUSED, with the owner's name, for a lease that is
+ * HELD or ORPHANED: somebody's memory goes with it. */
+int smv_lease_release_unheld(struct smv_lease_table *table, uint64_t id, struct smv_error *err);
 
 void smv_lease_info_clear(struct smv_lease_info *info);
 

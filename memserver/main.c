@@ -8,12 +8,14 @@
 #include "memserver/hugepages.h"
 #include "memserver/service.h"
 
+#include <inttypes.h>
 #include <signal.h>
 #include <string.h>
 
 #define LISTEN_MAX 16
 #define RPC_WORKERS 4
 #define SHUTDOWN_GRACE_MS 2000
+#define ORPHAN_AFTER_MAX_S 86400
 
 struct options {
 	const char *name;
@@ -24,6 +26,8 @@ struct options {
 	size_t nr_listen;
 	struct smv_addr data[SMV_DATA_LISTENERS_MAX];
 	size_t nr_data;
+	uint32_t orphan_after_ms;
+	bool discard;
 	bool insecure;
 };
 
@@ -43,6 +47,8 @@ enum {
 	OPT_LISTEN,
 	OPT_DATA,
 	OPT_STATE_DIR,
+	OPT_ORPHAN_AFTER,
+	OPT_DISCARD,
 	OPT_INSECURE
 };
 
@@ -56,6 +62,10 @@ static const struct argp_option option_table[] = {
 		"data address [tcp:|verbs:]HOST:PORT as peers reach it; repeatable", 0},
 	{"state-dir", OPT_STATE_DIR, "DIR", 0,
 		"directory on tmpfs (default: /dev/shm/smemv/memserverd-NAME)", 0},
+	{"orphan-after", OPT_ORPHAN_AFTER, "S", 0,
+		"seconds without a renewal until a held lease is called orphaned (default 60)", 0},
+	{"discard", OPT_DISCARD, NULL, 0,
+		"first throw away leases of a former memserverd, with the data of their VMs", 0},
 	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
 	{0},
 };
@@ -80,6 +90,17 @@ static void parse_hugepages(const char *text, struct options *o, struct argp_sta
 	o->hugepage_bytes = SMV_HUGEPAGE_DEFAULT;
 	if (text && (smv_parse_size(text, &o->hugepage_bytes) < 0 || o->hugepage_bytes == 0))
 		argp_error(state, "--hugepages '%s' is no size; write 2M or 1G", text);
+}
+
+static void parse_orphan_after(const char *text, struct options *o, struct argp_state *state)
+{
+	char *end;
+	unsigned long s = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || s < 1 || s > ORPHAN_AFTER_MAX_S)
+		argp_error(state, "--orphan-after '%s': give whole seconds from 1 to %d", text,
+			ORPHAN_AFTER_MAX_S);
+	o->orphan_after_ms = (uint32_t)s * 1000;
 }
 
 static void parse_addr(const char *text, bool data, struct smv_addr *list, size_t max, size_t *nr,
@@ -143,6 +164,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_STATE_DIR:
 		o->state_dir = arg;
+		return 0;
+	case OPT_ORPHAN_AFTER:
+		parse_orphan_after(arg, o, state);
+		return 0;
+	case OPT_DISCARD:
+		o->discard = true;
 		return 0;
 	case OPT_INSECURE:
 		o->insecure = true;
@@ -230,20 +257,52 @@ static void log_ready(const struct daemon *d, const struct options *o)
 		smv_format_size(o->memory_bytes, size, sizeof(size)), huge, d->control, data);
 }
 
+/* A lease that was taken over must be reached by its transport. */
+static int check_leases(struct daemon *d, struct smv_error *err)
+{
+	const struct smv_transport *transport;
+	CLEANUP_FREE struct smv_lease_info *infos = NULL;
+	size_t nr = 0;
+	int rc = smv_lease_list(d->table, &infos, &nr);
+
+	if (rc < 0) {
+		infos = NULL;
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	}
+	for (size_t i = 0; i < nr; i++) {
+		if (rc == 0 && smv_lease_is_live(infos[i].state) &&
+			smv_data_find_transport(d->data, smv_transport_name(infos[i].transport),
+				&transport, err) < 0)
+			rc = smv_fail(err, SMV_REFUSED, "take-over",
+				"Start it with the same --data addresses as before.",
+				"lease %016" PRIx64
+				" of '%s' is reached by '%s', of which there is no --data address",
+				infos[i].id, infos[i].owner,
+				smv_transport_name(infos[i].transport));
+		smv_lease_info_clear(&infos[i]);
+	}
+	return rc;
+}
+
 static int start(struct daemon *d, const struct options *o, struct smv_error *err)
 {
-	int rc = smv_arena_create(
-		o->name, o->state_dir, o->memory_bytes, o->hugepage_bytes, &d->arena, err);
+	int rc = o->discard ? smv_arena_discard(o->name, o->state_dir, err) : 0;
 
 	if (rc == 0)
-		rc = smv_lease_table_create(d->arena, &d->table, err);
+		rc = smv_arena_create(
+			o->name, o->state_dir, o->memory_bytes, o->hugepage_bytes, &d->arena, err);
+	if (rc == 0)
+		rc = smv_lease_table_create(d->arena, o->orphan_after_ms, &d->table, err);
 	if (rc == 0)
 		rc = start_data(d, o, err);
+	if (rc == 0)
+		rc = check_leases(d, err);
 	return rc == 0 ? start_rpc(d, o, err) : rc;
 }
 
 /* No lease is made any more, nor ends by itself: first, because the RPC server waits for calls that
- * are preparing one. Then from the top down: nobody asks, no peer can reach the memory, it goes. */
+ * are preparing one. Then from the top down: nobody asks, no peer can reach the memory, it goes
+ * unless it is leased. */
 static void stop(struct daemon *d)
 {
 	if (d->table)

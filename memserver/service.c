@@ -65,6 +65,8 @@ static int fill_lease(
 	m->expires_in_ms = info->expires_in_ms;
 	m->nr_connections = info->nr_connections;
 	m->prepare_ms = info->prepare_ms;
+	m->since_renewal_ms = info->since_renewal_ms;
+	m->generation = info->generation;
 	m->owner = strdup(info->owner);
 	if (asprintf(&m->id, "%016" PRIx64, info->id) < 0)
 		m->id = NULL;
@@ -267,12 +269,16 @@ static int release_lease(void *ctx, struct smv_rpc_call *call, const ProtobufCMe
 	ProtobufCMessage *response, struct smv_error *err)
 {
 	const struct smv_mem_server *s = ctx;
+	const Smemv__V1__ReleaseLeaseRequest *q = (const Smemv__V1__ReleaseLeaseRequest *)request;
 	uint64_t id;
-	int rc = parse_id(((const Smemv__V1__ReleaseLeaseRequest *)request)->id, &id, err);
+	int rc = parse_id(q->id, &id, err);
 
 	(void)call;
 	(void)response;
-	return rc < 0 ? rc : smv_lease_release(s->table, id, err);
+	if (rc < 0)
+		return rc;
+	return q->unless_held ? smv_lease_release_unheld(s->table, id, err)
+			      : smv_lease_release(s->table, id, err);
 }
 
 static const struct smv_rpc_method methods[] = {

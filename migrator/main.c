@@ -39,6 +39,9 @@ enum {
 	OPT_RUNTIME_DIR,
 	OPT_JSON,
 	OPT_VM_QMP,
+	OPT_PID,
+	OPT_QMP,
+	OPT_REOPEN_DISKS,
 	OPT_MAX_THROTTLE,
 	OPT_VERDICT_TIMEOUT,
 	OPT_STATE_DIR,
@@ -51,6 +54,7 @@ static struct {
 	struct smv_run_options run;
 	const char *vm;
 	const char *vm_qmp;
+	const char *qmp;
 	const char *runtime_dir;
 	const char *state_dir;
 	enum command command;
@@ -69,6 +73,9 @@ static const struct argp_option options[] = {
 	{"vm", 'v', "NAME", 0, "the VM that smemv-run started under this name", 1},
 	{"vm-qmp", OPT_VM_QMP, "PATH", 0,
 		"or the QMP socket that smemv-run made for it (its shim.sock lies beside it)", 1},
+	{"pid", OPT_PID, "PID", 0,
+		"or the process id of a QEMU that was not started by smemv-run, with --qmp", 1},
+	{"qmp", OPT_QMP, "PATH", 0, "a QMP socket of it that no other client holds", 1},
 	{"runtime-dir", OPT_RUNTIME_DIR, "DIR", 0, "where smemv-run keeps its sockets", 1},
 	{NULL, 0, NULL, 0, "Where to:", 2},
 	{"to", 't', "ADDR", 0, "control address of smemv-pagerd on the main host", 2},
@@ -87,6 +94,8 @@ static const struct argp_option options[] = {
 		"slow the VM's processors down by up to this when the rounds do not get there "
 		"(default 0: never)",
 		3},
+	{"reopen-disks", OPT_REOPEN_DISKS, NULL, 0,
+		"open cache.direct=on disks without O_DIRECT for the time of the migration", 3},
 	{"bandwidth", 'B', "RATE", 0, "bytes per second at most, e.g. 500M (default: no limit)", 3},
 	{"timeout", 'W', "S", 0, "give up after this many seconds (default: never)", 3},
 	{"verdict-timeout", OPT_VERDICT_TIMEOUT, "S", 0,
@@ -113,8 +122,8 @@ static unsigned int number(
 
 	errno = 0;
 	v = strtoul(text, &end, 10);
-	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 1000000)
-		argp_error(state, "%s '%s': write a whole number from %lu to 1000000", option, text,
+	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 4194304)
+		argp_error(state, "%s '%s': write a whole number from %lu to 4194304", option, text,
 			min);
 	return (unsigned int)v;
 }
@@ -142,8 +151,10 @@ static void finish_run(struct argp_state *state)
 	struct smv_error err;
 	struct smv_addr addr;
 
-	if (!opts.vm == !opts.vm_qmp)
-		argp_error(state, "name the VM by either --vm or --vm-qmp");
+	if (!opts.vm + !opts.vm_qmp + !opts.run.pid != 2)
+		argp_error(state, "name the VM by either --vm, --vm-qmp, or --pid with --qmp");
+	if (!opts.run.pid != !opts.qmp)
+		argp_error(state, "--pid and --qmp belong together");
 	if (!opts.have_to || !opts.run.to_vm || !opts.run.nr_sub_hosts || !opts.have_budget)
 		argp_error(state, "--to, --to-vm, --sub-host and --budget are needed");
 	if (smv_insecure_check(&opts.run.to, opts.run.insecure, &err) < 0)
@@ -211,6 +222,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_VM_QMP:
 		opts.vm_qmp = arg;
+		return 0;
+	case OPT_PID:
+		run->pid = (pid_t)number(state, "--pid", arg, 1);
+		return 0;
+	case OPT_REOPEN_DISKS:
+		run->reopen_disks = true;
+		return 0;
+	case OPT_QMP:
+		opts.qmp = arg;
 		return 0;
 	case OPT_RUNTIME_DIR:
 		opts.runtime_dir = arg;
@@ -331,17 +351,18 @@ static int run(void)
 	sigset_t set;
 	int r;
 
-	r = opts.vm_qmp ? paths_beside(opts.vm_qmp, err)
-			: smv_runtime_paths(
-				  opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
+	r = opts.qmp      ? 0
+	    : opts.vm_qmp ? paths_beside(opts.vm_qmp, err)
+			  : smv_runtime_paths(
+				    opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
 	if (r < 0) {
 		smv_error_print(err);
 		return SMV_EXIT_USAGE;
 	}
 	opts.run.sub_hosts = opts.sub_hosts;
-	opts.run.qmp_path = opts.qmp_path;
-	opts.run.shim_path = opts.shim_path;
-	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp;
+	opts.run.qmp_path = opts.qmp ? opts.qmp : opts.qmp_path;
+	opts.run.shim_path = opts.shim_path; /* empty with --pid */
+	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp ? opts.vm_qmp : opts.qmp;
 	opts.run.state_dir = opts.state_dir;
 	if (opts.command == PLAN) {
 		smv_rpc_init();

@@ -181,8 +181,13 @@ static int check(struct run *run, struct smv_error *err)
 	int r;
 
 	smv_progress_phase("check", "checking the source");
-	if ((r = check_others(run, err)) < 0 ||
-		(r = smv_source_open(o->qmp_path, o->shim_path, &run->source, err)) < 0)
+	if ((r = check_others(run, err)) < 0)
+		return r;
+	r = o->reopen_disks ? smv_source_open_reopening(
+				      o->qmp_path, o->shim_path, o->pid, &run->source, err)
+	    : o->pid ? smv_source_open_pid(o->qmp_path, o->pid, &run->source, err)
+		     : smv_source_open(o->qmp_path, o->shim_path, &run->source, err);
+	if (r < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
 	if ((r = begin_journal(run, err)) < 0)

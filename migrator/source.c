@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "vmm/allow_list.h"
+#include "vmm/disks.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -61,45 +62,136 @@ static int check_running(struct smv_source *s, struct smv_error *err)
 	return 0;
 }
 
+static int open_process(struct smv_source *s, const char *qmp_path, const char *shim_path,
+	pid_t pid, struct smv_error *err)
+{
+	int r;
+
+	if (shim_path && shim_path[0]) {
+		r = smv_guest_process_open_shim(shim_path, &s->guest, err);
+	} else {
+		r = smv_guest_process_open_pid(pid, &s->guest, err);
+		if (!r)
+			r = smv_guest_process_owns_qmp(
+				s->guest, qmp_path, smv_qmp_peer_pid(s->qmp), err);
+	}
+	if (r < 0)
+		return r;
+	if (smv_process_identify(smv_guest_process_pid(s->guest), &s->process) < 0)
+		return smv_fail(err, SMV_UNAVAILABLE, "qmp-gone",
+			"Is this the process that you mean?",
+			"the source's QEMU (process %d) has ended",
+			(int)smv_guest_process_pid(s->guest));
+	return 0;
+}
+
+static int open_pagemap(struct smv_source *s, struct smv_error *err)
+{
+	s->pagemap_fd = smv_pagemap_open(s->process.pid);
+	if (s->pagemap_fd >= 0)
+		return 0;
+	return smv_fail(err, SMV_PERMISSION, "process", "Run as the same user as QEMU, or root.",
+		"cannot open /proc/%d/pagemap: %s", (int)s->process.pid, strerror(-s->pagemap_fd));
+}
+
 static void init(struct smv_source *s)
 {
 	memset(s, 0, sizeof(*s));
 	s->uffd = s->pagemap_fd = -1;
 }
 
-static int connect_qemu(
-	struct smv_source *s, const char *qmp_path, const char *shim_path, struct smv_error *err)
+/* Everything but disks that can be reopened. */
+static int check_but_disks(struct smv_source *s, struct smv_error *err)
 {
-	pid_t pid;
-	int r;
+	struct smv_refusals list = {0};
+	int r = smv_allow_list_collect(s->qmp, s->process.pid, &list, err);
 
-	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
-		(r = smv_shim_open(shim_path, &s->shim, &pid, err)) < 0)
-		return r;
-	if (smv_process_identify(pid, &s->process) < 0)
-		return smv_fail(err, SMV_UNAVAILABLE, "qmp-gone", NULL,
-			"the source's QEMU (process %d) has ended", (int)pid);
-	return 0;
+	for (size_t i = 0; i < list.nr && r == 0; i++)
+		if (strcmp(list.list[i].reason, "cache-direct") != 0) {
+			if (err)
+				*err = list.list[i];
+			r = smv_code_to_errno(list.list[i].code);
+		}
+	if (r == 0 && list.incomplete)
+		r = smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
+	smv_refusals_free(&list);
+	return r < 0 ? r : smv_disks_find(s->qmp, &s->disks, err);
 }
 
-int smv_source_open(
-	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
+static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, bool reopen_disks,
+	struct smv_source *s, struct smv_error *err)
 {
 	int r;
 
 	init(s);
 	if ((r = smv_kernel_check(err)) < 0 ||
-		(r = connect_qemu(s, qmp_path, shim_path, err)) < 0 ||
-		(r = check_running(s, err)) < 0 || (r = smv_allow_list_check(s->qmp, err)) < 0 ||
-		(r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
+		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
+		(r = open_process(s, qmp_path, shim_path, pid, err)) < 0 ||
+		(r = check_running(s, err)) < 0)
 		return r;
-	s->pagemap_fd = smv_pagemap_open(s->process.pid);
-	if (s->pagemap_fd < 0)
-		return smv_fail(err, SMV_PERMISSION, "process",
-			"Run as the same user as QEMU, or root.",
-			"cannot open /proc/%d/pagemap: %s", (int)s->process.pid,
-			strerror(-s->pagemap_fd));
+	r = reopen_disks ? check_but_disks(s, err)
+			 : smv_allow_list_check_pid(s->qmp, s->process.pid, err);
+	if (r < 0 || (r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
+		return r;
+	return open_pagemap(s, err);
+}
+
+int smv_source_open(
+	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, shim_path, 0, false, s, err);
+}
+
+int smv_source_open_pid(
+	const char *qmp_path, pid_t pid, struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, NULL, pid, false, s, err);
+}
+
+int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *s, struct smv_error *err)
+{
+	return open_source(qmp_path, shim_path, pid, true, s, err);
+}
+
+/* Each step by itself, as far as the ones before allow it. */
+static int find_refusals(struct smv_source *s, const char *qmp_path, const char *shim_path,
+	pid_t pid, struct smv_refusals *list, struct smv_error *err)
+{
+	bool have_process;
+	int r;
+
+	if (smv_kernel_check(err) < 0)
+		smv_refusals_add(list, err);
+	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0)
+		return r;
+	have_process = open_process(s, qmp_path, shim_path, pid, err) == 0;
+	if (!have_process)
+		smv_refusals_add(list, err);
+	if (check_running(s, err) < 0 && smv_refusals_take(list, err) < 0)
+		return smv_code_to_errno(err->code);
+	if ((r = smv_allow_list_collect(s->qmp, have_process ? s->process.pid : -1, list, err)) < 0)
+		return r;
+	if (!have_process)
+		return 0;
+	/* A VM without shared RAM is told so once. */
+	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 &&
+		!(strcmp(err->reason, "ram-not-shared") == 0 &&
+			smv_refusals_have(list, "ram-backend")) &&
+		smv_refusals_take(list, err) < 0)
+		return smv_code_to_errno(err->code);
+	if (open_pagemap(s, err) < 0)
+		smv_refusals_add(list, err);
 	return 0;
+}
+
+int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *s, struct smv_refusals *refusals, struct smv_error *err)
+{
+	struct smv_error own;
+
+	init(s);
+	return find_refusals(s, qmp_path, shim_path, pid, refusals, err ? err : &own);
 }
 
 json_t *smv_source_undo(const struct smv_source *s)
@@ -108,8 +200,9 @@ json_t *smv_source_undo(const struct smv_source *s)
 
 	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
 		json_object_set_new(caps, capabilities[i], json_boolean(s->caps[i]));
-	return json_pack("{s:b, s:b, s:o}", "tracked", s->registered, "migrating", s->migrating,
-		"capabilities", caps);
+	return json_pack("{s:b, s:b, s:i, s:O?, s:o}", "tracked", s->registered, "migrating",
+		s->migrating, "uffd", s->guest ? smv_guest_process_uffd_number(s->guest) : -1,
+		"disks", s->disks, "capabilities", caps);
 }
 
 static void load_undo(struct smv_source *s, const json_t *undo)
@@ -119,8 +212,26 @@ static void load_undo(struct smv_source *s, const json_t *undo)
 	s->registered = json_is_true(json_object_get(undo, "tracked"));
 	s->migrating = json_is_true(json_object_get(undo, "migrating"));
 	s->caps_saved = json_is_object(caps);
+	s->disks = json_incref(json_object_get(undo, "disks"));
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
 		s->caps[i] = json_is_true(json_object_get(caps, capabilities[i]));
+}
+
+/* The userfaultfd that the former smemv-migrate had. By ptrace there may be none yet: it died
+ * before anything was registered. */
+static int get_former_uffd(struct smv_source *s, const json_t *undo, struct smv_error *err)
+{
+	json_int_t number = -1;
+	bool fresh;
+	int r;
+
+	json_unpack((json_t *)undo, "{s:I}", "uffd", &number);
+	if (!smv_guest_process_is_traced(s->guest))
+		return smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err);
+	if (number < 0)
+		return 0;
+	r = smv_guest_process_adopt_uffd(s->guest, (int)number, err);
+	return r < 0 ? r : smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err);
 }
 
 int smv_source_reopen(const char *qmp_path, const char *shim_path,
@@ -128,14 +239,14 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	struct smv_error *err)
 {
 	CLEANUP_CLOSE int pidfd = smv_process_open(process);
-	bool fresh;
 	int r;
 
 	init(s);
 	if (pidfd < 0)
 		return smv_fail(err, SMV_NOT_FOUND, "source-gone", NULL,
 			"the source's QEMU (process %d) has ended", (int)process->pid);
-	if ((r = connect_qemu(s, qmp_path, shim_path, err)) < 0)
+	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
+		(r = open_process(s, qmp_path, shim_path, process->pid, err)) < 0)
 		return r;
 	if (s->process.pid != process->pid || s->process.start_time != process->start_time)
 		return smv_fail(err, SMV_REFUSED, "other-vm", NULL,
@@ -146,7 +257,7 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 		return 0;
 	/* Tracking that goes on costs the VM little: never let it keep the VM from running. */
 	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 ||
-		smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err) < 0) {
+		get_former_uffd(s, undo, err) < 0) {
 		smv_log_warning("the source's RAM stays tracked: %s", err->message);
 		s->registered = false;
 	}
@@ -164,7 +275,12 @@ int smv_source_attach(struct smv_source *s, struct smv_error *err)
 	int r;
 
 	s->registered = true;
-	if ((r = record(s, err)) < 0 || (r = smv_shim_get_uffd(s->shim, &s->uffd, &fresh, err)) < 0)
+	if ((r = record(s, err)) < 0 || (r = smv_disks_reopen(s->qmp, s->disks, err)) < 0 ||
+		(s->disks && (r = smv_allow_list_check_blocks(s->qmp, err)) < 0) ||
+		(r = smv_guest_process_get_uffd(s->guest, &s->uffd, &fresh, err)) < 0)
+		return r;
+	/* By ptrace: which descriptor to close in it, should we die. */
+	if (smv_guest_process_is_traced(s->guest) && (r = record(s, err)) < 0)
 		return r;
 	if (fresh)
 		r = smv_uffd_api(s->uffd, SMV_UFFD_TRACK);
@@ -187,11 +303,10 @@ int smv_source_zap(struct smv_source *s, struct smv_error *err)
 			uint64_t left = b->size_bytes - off;
 			struct smv_shim_range range = {
 				b->host_addr + off, left < ZAP_CHUNK ? left : ZAP_CHUNK};
-			int r = smv_shim_zap(s->shim, &range, 1);
+			int r = smv_guest_process_zap(s->guest, &range, 1, err);
 
 			if (r < 0)
-				return smv_fail(err, SMV_UNAVAILABLE, "shim", NULL,
-					"the source's QEMU does not answer: %s", strerror(-r));
+				return r;
 		}
 	}
 	return 0;
@@ -331,19 +446,25 @@ void smv_source_detach(struct smv_source *s)
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {
 		close(s->uffd);
-		smv_shim_close_uffd(s->shim);
+		smv_guest_process_close_uffd(s->guest);
 	}
 	s->registered = false;
 	s->uffd = -1;
+	/* Last: while writes are tracked none may go past the page tables. */
+	if (smv_disks_put_back(s->qmp, s->disks, &err) < 0)
+		smv_log_warning(
+			"a disk of the source stays with cache.direct=off: %s", err.message);
+	json_decref(s->disks);
+	s->disks = NULL;
 }
 
 void smv_source_close(struct smv_source *s)
 {
+	json_decref(s->disks);
 	smv_guest_ram_release(&s->ram);
 	if (s->pagemap_fd >= 0)
 		close(s->pagemap_fd);
-	if (s->shim)
-		smv_shim_close(s->shim);
+	smv_guest_process_close(s->guest);
 	if (s->qmp)
 		smv_qmp_close(s->qmp);
 }

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The source: a running QEMU, started by smemv-run, whose memory is tracked from outside. Whatever
- * is changed in it is changed back by smv_source_detach().
+ * The source: a running QEMU whose memory is tracked from outside, by the shim that smemv-run put
+ * into it, or by ptrace. Whatever is changed in it is changed back by smv_source_detach().
  */
 #ifndef SMV_MIGRATOR_SOURCE_H
 #define SMV_MIGRATOR_SOURCE_H
 
 #include "common/error.h"
 #include "common/process.h"
+#include "vmm/guest_process.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
-#include "vmm/shim_client.h"
+#include "vmm/refusals.h"
 
 #include <stdbool.h>
 
@@ -22,13 +23,15 @@ typedef int (*smv_interrupted)(struct smv_error *err);
 
 struct smv_source {
 	struct smv_qmp *qmp;
-	struct smv_shim *shim;
+	struct smv_guest_process *guest;
 	struct smv_process process;
 	struct smv_guest_ram ram;
 	int uffd;
 	int pagemap_fd;
 	bool registered;
 	bool migrating; /* QEMU's "migrate" was issued */
+	json_t *disks; /* that are to be open without O_DIRECT, see vmm/disks.h; NULL: not asked for
+			*/
 	/* Capabilities as they were. */
 	bool caps_saved;
 	bool caps[3];
@@ -42,9 +45,32 @@ struct smv_source {
 int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_source *source,
 	struct smv_error *err);
 
+/** smv_source_open_pid - the same for a QEMU that was not started by smemv-run: process @pid, with
+ * a QMP socket of it at @qmp_path that no other client holds. */
+int smv_source_open_pid(
+	const char *qmp_path, pid_t pid, struct smv_source *source, struct smv_error *err);
+
+/** smv_source_open_reopening - as one of the two above (@shim_path: NULL or empty, then @pid), for
+ * a VM whose cache.direct disks are to be reopened: they are no reason to refuse, and
+ * smv_source_attach() switches them; smv_source_detach() puts them back. */
+int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *source, struct smv_error *err);
+
+/**
+ * smv_source_refusals - everything that keeps this VM from being migrated, not only the first:
+ * kernel, way in, run state, devices and back ends, RAM. Changes nothing in QEMU.
+ * @shim_path: or NULL or empty, then @pid
+ * @source: open as far as that went, for estimates; to be closed in any case
+ *
+ * 0, also when there are refusals; -errno with @err when QEMU could not be asked.
+ */
+int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
+	struct smv_source *source, struct smv_refusals *refusals, struct smv_error *err);
+
 /** smv_source_reopen - of a migration whose smemv-migrate is gone: as after smv_source_open() and
  * the changes that @undo tells of, so that smv_source_resume() and smv_source_detach() put them
  * back.
+ * @shim_path: empty for one that smv_source_open_pid() had opened
  * @process: the source's QEMU; SMV_NOT_FOUND when it has ended. */
 int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	const struct smv_process *process, const json_t *undo, struct smv_source *source,
@@ -52,7 +78,8 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 /** smv_source_undo - what must be put back in QEMU; for a journal. */
 json_t *smv_source_undo(const struct smv_source *source);
 
-/** smv_source_attach - get QEMU's userfaultfd and register its RAM for write tracking. */
+/** smv_source_attach - reopen disks, if that was asked for; get QEMU's userfaultfd and register its
+ * RAM for write tracking. */
 int smv_source_attach(struct smv_source *source, struct smv_error *err);
 
 /** smv_source_zap - drop all page-table entries of the RAM; the data stays. */

@@ -13,6 +13,17 @@
 
 #define SMV_TICKET_KEY_SIZE 32
 
+/* The upper 24 bits of a nonce are the generation of the server, which it counts up when it is
+ * started again over the same memory: a ticket opens no connection to another generation. */
+#define SMV_NONCE_COUNT_BITS 40
+#define SMV_NONCE_GENERATIONS (1ull << (64 - SMV_NONCE_COUNT_BITS))
+
+/** smv_nonce_make - the @count-th nonce, from 1, for a server of @generation. */
+static inline uint64_t smv_nonce_make(uint64_t generation, uint64_t count)
+{
+	return generation << SMV_NONCE_COUNT_BITS | count;
+}
+
 enum smv_role { SMV_ROLE_READER = 1, SMV_ROLE_WRITER = 2 };
 
 /* On the wire all integers are little-endian. It fits rdma_cm's 56 bytes of private data. */

@@ -25,6 +25,8 @@
 	"Start QEMU with -object memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/NAME,"     \
 	"size=SIZE -machine memory-backend=ram0 (or memory-backend-memfd,share=on)."
 
+#define UNKNOWN_QEMU "This version of QEMU is not known to us; please report it with its version."
+
 struct finder {
 	struct smv_qmp *qmp;
 	pid_t pid;
@@ -49,7 +51,7 @@ static int get_string(struct finder *f, const char *id, const char *property, ch
 
 	n = snprintf(path, sizeof(path), "/objects/%s", id);
 	if (n >= (int)sizeof(path))
-		return smv_fail(f->err, SMV_INVALID, "qmp-protocol", NULL,
+		return smv_fail(f->err, SMV_INVALID, "qmp-protocol", "Give it a shorter id.",
 			"the id of memory back end '%.100s...' is too long", id);
 	r = smv_qmp_execute(f->qmp, "qom-get",
 		json_pack("{s:s, s:s}", "path", path, "property", property), &result, TIMEOUT_MS,
@@ -59,7 +61,7 @@ static int get_string(struct finder *f, const char *id, const char *property, ch
 	n = snprintf(buf, len, "%s", json_string_value(result) ?: "");
 	if (n < (int)len)
 		return 0;
-	return smv_fail(f->err, SMV_INVALID, "qmp-protocol", NULL,
+	return smv_fail(f->err, SMV_INVALID, "qmp-protocol", "Use a shorter path.",
 		"property '%s' of memory back end '%s' is too long", property, id);
 }
 
@@ -71,7 +73,7 @@ static int read_backend(struct finder *f, const json_t *memdev, struct backend *
 
 	b->id = json_string_value(json_object_get(memdev, "id"));
 	if (!b->id || size <= 0)
-		return smv_fail(f->err, SMV_INTERNAL, "qmp-protocol", NULL,
+		return smv_fail(f->err, SMV_INTERNAL, "qmp-protocol", UNKNOWN_QEMU,
 			"QEMU describes a memory back end without id or size");
 	b->size_bytes = (uint64_t)size;
 	r = get_string(f, b->id, "type", b->type, sizeof(b->type));
@@ -170,7 +172,8 @@ static int refuse_mapping(struct finder *f, const struct backend *b, int count, 
 		return smv_fail(f->err, SMV_REFUSED, "ram-not-shared", SHARED_FILE_HINT,
 			"the file of guest RAM '%s' is mapped privately or read-only", b->id);
 	if (count < 0)
-		return smv_fail(f->err, SMV_INTERNAL, "proc", NULL,
+		return smv_fail(f->err, SMV_INTERNAL, "proc",
+			"Please report it with the kernel's version.",
 			"cannot make sense of /proc/%d/maps", f->pid);
 	if (count > 1)
 		return smv_fail(f->err, SMV_REFUSED, "ram-mapped-twice",
@@ -259,7 +262,8 @@ static int add_block(struct finder *f, const json_t *memdev, struct smv_guest_ra
 	if (r < 0)
 		return r;
 	if (ram->nr_blocks == SMV_RAM_BLOCKS_MAX)
-		return smv_fail(f->err, SMV_REFUSED, "ram-blocks", NULL,
+		return smv_fail(f->err, SMV_REFUSED, "ram-blocks",
+			"Start the VM with fewer, larger memory back ends.",
 			"the VM has more than %d RAM blocks", SMV_RAM_BLOCKS_MAX);
 	if (smv_ram_list_find(f->ram_list, b.id, block) < 0)
 		return smv_fail(f->err, SMV_REFUSED, "ram-not-found",
@@ -272,7 +276,7 @@ static int add_block(struct finder *f, const json_t *memdev, struct smv_guest_ra
 			"remotely",
 			b.id, block->page_size / 1024);
 	if (block->size_bytes != b.size_bytes || block->size_bytes % SMV_PAGE_SIZE)
-		return smv_fail(f->err, SMV_INTERNAL, "qmp-protocol", NULL,
+		return smv_fail(f->err, SMV_INTERNAL, "qmp-protocol", UNKNOWN_QEMU,
 			"QEMU reports guest RAM '%s' with %" PRIu64 " and with %" PRIu64 " bytes",
 			b.id, block->size_bytes, b.size_bytes);
 	r = find_fd(f, &b, &fd, &m);
@@ -334,6 +338,26 @@ static int check_covered(struct finder *f, const struct smv_guest_ram *ram)
 		(long long)(base + plugged), ram->bytes);
 }
 
+/* Page-table entries of locked memory cannot be dropped: MADV_DONTNEED fails. */
+static int check_unlocked(struct finder *f, const struct smv_guest_ram *ram)
+{
+	CLEANUP_FREE char *text = NULL;
+	const char *line;
+	uint64_t locked_kib = 0;
+	int r = read_text(f, "status", &text);
+
+	if (r < 0)
+		return r;
+	line = strstr(text, "\nVmLck:");
+	if (!line || sscanf(line, "\nVmLck: %" SCNu64, &locked_kib) != 1 ||
+		locked_kib * 1024 < ram->bytes)
+		return 0;
+	return smv_fail(f->err, SMV_REFUSED, "ram-locked",
+		"Start QEMU without -overcommit mem-lock=on (libvirt: without <locked/>).",
+		"QEMU (process %d) has locked its memory, which cannot be tracked then",
+		(int)f->pid);
+}
+
 static int find(struct finder *f, struct smv_guest_ram *ram)
 {
 	CLEANUP_JSON json_t *list = NULL;
@@ -363,7 +387,9 @@ static int find(struct finder *f, struct smv_guest_ram *ram)
 	}
 	number_pages(ram);
 	r = check_distinct(f, ram);
-	return r < 0 ? r : check_covered(f, ram);
+	if (!r)
+		r = check_covered(f, ram);
+	return r < 0 ? r : check_unlocked(f, ram);
 }
 
 int smv_guest_ram_find(

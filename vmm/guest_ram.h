@@ -38,7 +38,7 @@ struct smv_guest_ram {
  *
  * Refused (SMV_REFUSED, with what to change): RAM that is not a shared file (memory-backend-file or
  * -memfd with share=on), hugetlb pages, a block that is mapped more than once, RAM beside the file
- * blocks (base memory and plugged memory must be covered by them). Opens the files through
+ * blocks (base memory and plugged memory must be covered by them), locked memory. Opens the files through
  * /proc/PID/fd, so their paths need not exist here.
  */
 int smv_guest_ram_find(struct smv_qmp *qmp, pid_t pid, struct smv_guest_ram *ram,

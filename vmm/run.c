@@ -9,6 +9,7 @@
 #include "common/program.h"
 #include "rpc/rpc.h"
 #include "smemv/v1/pager.pb-c.h"
+#include "vmm/disks.h"
 #include "vmm/qemu_args.h"
 #include "vmm/qmp.h"
 #include "vmm/runtime.h"
@@ -36,6 +37,7 @@ struct run {
 	const char *vm;
 	const char *pager; /* NULL: none */
 	const char *runtime_dir;
+	bool reopen_disks;
 	char **user_argv;
 	struct smv_addr pager_addr;
 	char dir[PATH_MAX]; /* RUNTIME-DIR, absolute */
@@ -97,6 +99,11 @@ static void lock_path(const struct run *run, char *path, size_t len)
 	snprintf(path, len, "%s/lock", run->vm_dir);
 }
 
+static void record_path(const struct run *run, char *path, size_t len)
+{
+	snprintf(path, len, "%s/disks.json", run->vm_dir);
+}
+
 /* Is the locked file still the one in the directory? Its last owner removes it. */
 static bool lock_is_current(int fd, const char *path)
 {
@@ -144,8 +151,10 @@ static void remove_sockets(const struct run *run)
 
 static void remove_vm_dir(const struct run *run)
 {
-	char path[sizeof(run->vm_dir) + 8];
+	char path[sizeof(run->vm_dir) + 16];
 
+	record_path(run, path, sizeof(path));
+	unlink(path);
 	lock_path(run, path, sizeof(path));
 	remove_sockets(run);
 	unlink(path);
@@ -373,6 +382,30 @@ static int register_vm(const struct run *run, pid_t pid, struct smv_error *err)
 	return r;
 }
 
+/* Before the pager looks. What was changed is kept beside the sockets, for who wants it back. */
+static int reopen_disks(const struct run *run, struct smv_error *err)
+{
+	char path[sizeof(run->vm_dir) + 16];
+	CLEANUP_JSON json_t *record = NULL;
+	struct smv_qmp *qmp;
+	int r = smv_qmp_open(run->qmp_path, 1000, &qmp, err);
+
+	if (r < 0)
+		return r;
+	r = smv_disks_find(qmp, &record, err);
+	record_path(run, path, sizeof(path));
+	if (!r && json_array_size(record) && json_dump_file(record, path, JSON_INDENT(2)) < 0)
+		r = smv_fail(err, SMV_INTERNAL, "runtime-dir", "Is the file system full?",
+			"cannot write '%s'", path);
+	if (!r)
+		r = smv_disks_reopen(qmp, record, err);
+	smv_qmp_close(qmp);
+	if (!r)
+		smv_log_info("VM '%s': %zu disks were opened without O_DIRECT", run->vm,
+			json_array_size(record));
+	return r;
+}
+
 /* 0, -ECHILD when QEMU ended by itself, or an error: with a pager QEMU must not go on then. */
 static int make_ready(struct run *run, struct smv_error *err)
 {
@@ -390,6 +423,8 @@ static int make_ready(struct run *run, struct smv_error *err)
 				"QEMU (process %d) ended right after its start", pid);
 		run->pidfd = fd;
 	}
+	if (run->reopen_disks && (r = reopen_disks(run, err)) < 0)
+		return r;
 	if (run->pager)
 		return register_vm(run, pid, err);
 	smv_log_info("VM '%s' (process %d) is started, QMP at %s", run->vm, pid, run->qmp_path);
@@ -464,6 +499,10 @@ static const struct argp_option options[] = {
 		"register the VM with the smemv-pagerd that listens there; QEMU then waits for a "
 		"migration into it",
 		0},
+	{"reopen-disks", 'd', NULL, 0,
+		"open cache.direct=on disks without O_DIRECT right after the start: a VM that is "
+		"split must not have them",
+		0},
 	{"runtime-dir", 'r', "DIR", 0,
 		"where DIR/NAME with the sockets is made (/run/smemv/vms, or "
 		"$XDG_RUNTIME_DIR/smemv/vms)",
@@ -493,6 +532,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		if (smv_vm_name_check(arg, &err) < 0)
 			argp_error(state, "%s. %s", err.message, err.hint);
 		run->vm = arg;
+		return 0;
+	case 'd':
+		run->reopen_disks = true;
 		return 0;
 	case 'p':
 		parse_pager(run, arg, state);

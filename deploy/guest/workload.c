@@ -12,12 +12,14 @@
  *   smemv.hot_period_ms=
  *   smemv.sweep_pps=    pages per second of the sweep over all pages, 0 = no limit
  *   smemv.heartbeat_ms=
+ *   smemv.disk=         1: also write and verify the first disk, past the guest's cache
  *
  * Output on ttyS0, one write per line, so that lines of different threads never mix:
  *   SMEMV READY pages=N seed=S hot=N
- *   HB n=N verified=N mismatches=N sweeps=N
+ *   HB n=N verified=N mismatches=N sweeps=N [disk=N]   blocks of the disk read back
  *   SWEEP n=N pages=N mismatches=N ms=N        pages verified and mismatches of this sweep alone
  *   MISMATCH page=N want_version=N got=X want=X word=N bad_words=N like=zero|version-N|unknown
+ *   DISKMISMATCH block=N got=X want=X          counted with the other mismatches
  *   SMEMV FATAL why
  */
 #include <errno.h>
@@ -36,6 +38,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <termios.h>
 #include <time.h>
@@ -57,6 +60,7 @@ struct parameters {
 	uint64_t hot_period_ms;
 	uint64_t sweep_pps;
 	uint64_t heartbeat_ms;
+	uint64_t disk;
 };
 
 static struct parameters par = {.seed = 1, .hot_mib = 32, .hot_period_ms = 200, .heartbeat_ms = 20};
@@ -71,6 +75,7 @@ static uint64_t hot_first;
 static atomic_uint_fast64_t verified;
 static atomic_uint_fast64_t mismatches;
 static atomic_uint_fast64_t sweeps;
+static atomic_uint_fast64_t disk_blocks;
 
 /* ---- console ---- */
 
@@ -321,6 +326,94 @@ static void *hot_main(void *unused)
 	return NULL;
 }
 
+/*
+ * The disk. Blocks of DISK_PAGES pages are written from one place in RAM and read back into
+ * another, with O_DIRECT, so that the VMM's requests have the guest's own pages. Places go round a
+ * ring, much larger than what stays local: pages that the disk reads into and writes from have
+ * often left.
+ */
+#define DISK_PAGES 8u
+#define DISK_BYTES (DISK_PAGES * PAGE_SIZE)
+
+static void disk_fill(uint64_t *words, uint64_t block, uint32_t version)
+{
+	for (unsigned int p = 0; p < DISK_PAGES; p++)
+		page_fill(words + p * PAGE_WORDS, ~(block * DISK_PAGES + p), version);
+}
+
+static void disk_verify(const uint64_t *words, uint64_t block, uint32_t version)
+{
+	uint64_t want[PAGE_WORDS];
+
+	for (unsigned int p = 0; p < DISK_PAGES; p++, words += PAGE_WORDS) {
+		if (page_holds(words, ~(block * DISK_PAGES + p), version))
+			continue;
+		page_fill(want, ~(block * DISK_PAGES + p), version);
+		if (atomic_fetch_add(&mismatches, 1) < MISMATCH_LINES)
+			say("DISKMISMATCH block=%lu got=0x%016lx want=0x%016lx", block, words[0],
+				want[0]);
+	}
+	atomic_fetch_add(&disk_blocks, 1);
+}
+
+static uint64_t *disk_place(uint64_t *ring, uint64_t nr_places, uint64_t *next)
+{
+	return ring + (*next)++ % nr_places * DISK_PAGES * PAGE_WORDS;
+}
+
+static void *map(uint64_t bytes, const char *what);
+
+/* In the guest's kernel, or beside us: see build.sh. The disk may take a moment to appear. */
+static int disk_open(void)
+{
+	int module = open("/virtio_blk.ko", O_RDONLY | O_CLOEXEC), fd = -1;
+
+	if (module >= 0 && syscall(SYS_finit_module, module, "", 0) < 0 && errno != EEXIST)
+		fatal("virtio_blk.ko: %s", strerror(errno));
+	for (int i = 0; i < 100 && fd < 0; i++) {
+		fd = open("/dev/vda", O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
+		if (fd < 0)
+			sleep_until(now_ns() + 50000000u);
+	}
+	if (fd < 0)
+		fatal("/dev/vda: %s", strerror(errno));
+	return fd;
+}
+
+static void *disk_main(void *unused)
+{
+	int fd = disk_open();
+	off_t bytes = lseek(fd, 0, SEEK_END);
+	uint64_t nr_blocks = bytes > 0 ? (uint64_t)bytes / DISK_BYTES : 0;
+	uint64_t nr_places = nr_pages / 4 / DISK_PAGES, next = 0;
+	uint64_t *ring = map(nr_places * DISK_BYTES, "the disk's buffers");
+	uint32_t *on_disk = map((nr_blocks + 1) * sizeof(*on_disk), "the disk's versions");
+
+	(void)unused;
+	if (nr_blocks == 0 || nr_places < 2)
+		fatal("smemv.disk: the disk or the RAM under test is too small");
+	for (uint64_t n = 0;; n++) {
+		uint64_t block = splitmix64(par.seed ^ n) % nr_blocks;
+		uint64_t *from = disk_place(ring, nr_places, &next), *to;
+		off_t at = (off_t)(block * DISK_BYTES);
+
+		/* What lies there from earlier, perhaps written by another host. */
+		if (on_disk[block]) {
+			if (pread(fd, from, DISK_BYTES, at) != DISK_BYTES)
+				fatal("reading the disk: %s", strerror(errno));
+			disk_verify(from, block, on_disk[block]);
+		}
+		disk_fill(from, block, ++on_disk[block]);
+		if (pwrite(fd, from, DISK_BYTES, at) != DISK_BYTES)
+			fatal("writing the disk: %s", strerror(errno));
+		to = disk_place(ring, nr_places, &next);
+		if (pread(fd, to, DISK_BYTES, at) != DISK_BYTES)
+			fatal("reading the disk: %s", strerror(errno));
+		disk_verify(to, block, on_disk[block]);
+	}
+	return NULL;
+}
+
 static void *heartbeat_main(void *unused)
 {
 	uint64_t period_ns = par.heartbeat_ms * 1000000u;
@@ -328,8 +421,12 @@ static void *heartbeat_main(void *unused)
 
 	(void)unused;
 	for (uint64_t n = 1;; n++) {
-		say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu", n, verified, mismatches,
-			sweeps);
+		if (par.disk)
+			say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu disk=%lu", n, verified,
+				mismatches, sweeps, disk_blocks);
+		else
+			say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu", n, verified,
+				mismatches, sweeps);
 		next_ns += period_ns;
 		if (next_ns < now_ns())
 			next_ns = now_ns();
@@ -379,6 +476,7 @@ static void parameter_parse(const char *text)
 		{"hot_period_ms", &par.hot_period_ms},
 		{"sweep_pps", &par.sweep_pps},
 		{"heartbeat_ms", &par.heartbeat_ms},
+		{"disk", &par.disk},
 	};
 	const char *number = strchr(text, '=');
 
@@ -475,6 +573,8 @@ int main(void)
 	thread_start(heartbeat_main, 1);
 	if (nr_hot > 0)
 		thread_start(hot_main, 0);
+	if (par.disk)
+		thread_start(disk_main, 0);
 	for (uint64_t n = 1;; n++)
 		sweep(n);
 }

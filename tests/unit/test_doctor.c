@@ -726,7 +726,9 @@ Test(command, refuses_bad_usage)
 		{"info", "the address is missing; write: smemvctl --server ADDR info"},
 		{"--pager 127.0.0.1:1 info", "the wrong kind of daemon"},
 		{"--pager 127.0.0.1:1 stats", "the name is missing"},
-		{"healer", "there are info, leases, vms, stats and doctor"},
+		{"--server 127.0.0.1:1 --force info", "--force is for release"},
+		{"--server 127.0.0.1:1 release", "release LEASE"},
+		{"healer", "there are info, leases, release, vms, stats and doctor"},
 	};
 	char output[4000];
 

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -247,21 +248,47 @@ Test(arena, refuses_a_directory_on_a_disk)
 	cr_assert(strstr(err.message, path) && strstr(err.hint, "tmpfs"));
 }
 
-Test(arena, replaces_what_a_killed_daemon_left)
+static void write_file(const char *name, const void *data, size_t len)
 {
-	CLEANUP_CLOSE int fd = -1;
+	CLEANUP_CLOSE int fd = open(in_dir(name), O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+	cr_assert_eq(write(fd, data, len), (ssize_t)len);
+}
+
+/* What was being made holds nothing. */
+Test(arena, replaces_what_a_daemon_left_that_was_killed_while_making_it)
+{
 	struct smv_arena *a;
 	char dirt[4096];
 
 	memset(dirt, 0xa5, sizeof(dirt));
 	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
-	fd = open(in_dir("s/arena"), O_RDWR | O_CREAT, 0600);
-	cr_assert_eq(write(fd, dirt, sizeof(dirt)), (ssize_t)sizeof(dirt));
-	fd = (close(fd), open(in_dir("s/arena.new"), O_RDWR | O_CREAT, 0600));
-	cr_assert_geq(fd, 0);
+	write_file("s/arena.new", dirt, sizeof(dirt));
+	write_file("s/leases.new", "{\"ver", 5);
 	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, NULL), 0);
 	cr_assert(is_zero(smv_arena_base(a), EXTENT));
 	cr_assert_neq(access(in_dir("s/arena.new"), F_OK), 0);
+	cr_assert_neq(access(in_dir("s/leases.new"), F_OK), 0);
+	smv_arena_destroy(a);
+	cr_assert_eq(rmdir(in_dir("s")), 0, "something was left behind");
+}
+
+Test(arena, without_a_list_of_leases_is_refused_until_it_is_discarded)
+{
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
+	write_file("s/arena", "data", 4);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, &err), -EBUSY);
+	cr_assert_str_eq(err.reason, "bad-state");
+	cr_assert(strstr(err.message, in_dir("s")) && strstr(err.hint, "--discard"), "%s\n%s",
+		err.message, err.hint);
+	cr_assert_eq(access(in_dir("s/arena"), F_OK), 0);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), &err), 0);
+	cr_assert_neq(access(in_dir("s/arena"), F_OK), 0);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, 0, &a, &err), 0);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), &err), -EBUSY, "it is in use");
 	smv_arena_destroy(a);
 }
 
@@ -292,6 +319,7 @@ static struct {
 	char *buffer;
 	uint64_t nonce;
 	uint64_t hugepage_bytes; /* of the arena, 0: ordinary ones */
+	uint32_t orphan_after_ms;
 } w;
 
 struct client_lease {
@@ -324,7 +352,7 @@ static void start_world_in(const char *transport)
 	cr_assert_eq(smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, w.hugepage_bytes,
 			     &w.arena, &err),
 		0, "%s", err.message);
-	cr_assert_eq(smv_lease_table_create(w.arena, &w.table, &err), 0);
+	cr_assert_eq(smv_lease_table_create(w.arena, w.orphan_after_ms, &w.table, &err), 0);
 	cr_assert_eq(smv_data_create(w.table, &w.data, &err), 0);
 	cr_assert_eq(smv_data_listen(w.data, &any, &err), 0, "%s", err.message);
 	cr_assert_eq(smv_addr_parse(smv_data_addresses(w.data, &nr)[0], true, &w.addr, &err), 0);
@@ -368,8 +396,16 @@ static size_t nr_transports(void)
 	return getenv("SMEMV_TEST_VERBS") ? 3 : 2;
 }
 
-/* A test in a world of each transport. */
-#define EACH(name)                                                                                 \
+/* Before the first fault point is passed. */
+static void set_fault(const char *fault)
+{
+	if (fault)
+		setenv("SMEMV_FAULT", fault, 1);
+}
+
+/* A test in a world of each transport, with or without faults from the start on. */
+#define EACH(name) EACH_FAULTY(name, NULL)
+#define EACH_FAULTY(name, fault)                                                                   \
 	static void name(const char *transport);                                                   \
 	ParameterizedTestParameters(lease, name)                                                   \
 	{                                                                                          \
@@ -377,6 +413,7 @@ static size_t nr_transports(void)
 	}                                                                                          \
 	ParameterizedTest(char transport[8], lease, name)                                          \
 	{                                                                                          \
+		set_fault(fault);                                                                  \
 		start_world(transport);                                                            \
 		name(transport);                                                                   \
 		stop_world();                                                                      \
@@ -434,7 +471,8 @@ static int connect_as(
 {
 	struct smv_ticket ticket;
 
-	smv_ticket_make(l->key, l->info.id, epoch, role, w.nonce++, &ticket);
+	smv_ticket_make(l->key, l->info.id, epoch, role,
+		smv_nonce_make(smv_arena_generation(w.arena), w.nonce++), &ticket);
 	return connect_with(&ticket, sizeof(ticket), conn);
 }
 
@@ -554,25 +592,23 @@ EACH(memory_is_zero_when_leased_again)
 
 #ifdef SMEMV_FAULT_POINTS
 /* That the test above can fail. */
-EACH(a_skipped_zeroing_is_noticed)
+EACH_FAULTY(a_skipped_zeroing_is_noticed, "memserver-zero:skip")
 {
 	struct client_lease l;
 
-	setenv("SMEMV_FAULT", "memserver-zero:skip", 1);
 	must_create(&l, ARENA_EXTENTS);
 	fill_remotely(&l);
 	must_release(&l);
 	cr_assert_not(next_lease_is_zero());
 }
 
-EACH(memory_counts_as_free_only_when_zeroed)
+EACH_FAULTY(memory_counts_as_free_only_when_zeroed, "memserver-zero:wait:1")
 {
 	struct client_lease l, next;
 	struct smv_lease_totals totals;
 	struct smv_lease_info info;
 	struct smv_error err = {0};
 
-	setenv("SMEMV_FAULT", "memserver-zero:wait:1", 1);
 	setenv("SMEMV_FAULT_DIR", dir, 1);
 	must_create(&l, 5);
 	must_release(&l);
@@ -857,6 +893,490 @@ EACH(data_address_must_name_a_host)
 		cr_assert_str_eq(err.reason, "wildcard-address");
 	}
 }
+
+/* --- restarts ----------------------------------------------------------------------------- */
+
+/* As after an upgrade. */
+static void restart_world(const char *transport)
+{
+	end_world();
+	start_world_in(transport);
+}
+
+static void write_pattern(const struct client_lease *l, uint32_t epoch, char value)
+{
+	struct smv_conn *conn;
+
+	cr_assert_eq(connect_as(l, epoch, SMV_ROLE_WRITER, &conn), 0);
+	for (size_t i = 0; i < l->info.nr_segments; i++) {
+		memset(w.buffer, value + (char)i, BUFFER_SIZE);
+		cr_assert_eq(transfer(conn, SMV_OP_WRITE, &l->info.segments[i],
+				     l->info.segments[i].size_bytes - BUFFER_SIZE, BUFFER_SIZE),
+			0);
+	}
+	smv_conn_close(conn);
+}
+
+static bool reads_pattern(const struct client_lease *l, uint32_t epoch, char value)
+{
+	struct smv_conn *conn;
+	bool same = true;
+
+	cr_assert_eq(connect_as(l, epoch, SMV_ROLE_READER, &conn), 0);
+	for (size_t i = 0; i < l->info.nr_segments; i++) {
+		char expected[BUFFER_SIZE];
+
+		memset(expected, value + (char)i, BUFFER_SIZE);
+		memset(w.buffer, 0, BUFFER_SIZE);
+		cr_assert_eq(transfer(conn, SMV_OP_READ, &l->info.segments[i],
+				     l->info.segments[i].size_bytes - BUFFER_SIZE, BUFFER_SIZE),
+			0);
+		same = same && memcmp(w.buffer, expected, BUFFER_SIZE) == 0;
+	}
+	smv_conn_close(conn);
+	return same;
+}
+
+/* Ask for the lease as it is now. */
+static void look_again(struct client_lease *l)
+{
+	struct smv_error err = {0};
+
+	smv_lease_info_clear(&l->info);
+	cr_assert_eq(smv_lease_get(w.table, l->info.id, &l->info, &err), 0, "%s", err.message);
+}
+
+EACH(restarts_keep_leases_and_data)
+{
+	struct client_lease held, provisional, released;
+	struct smv_lease_info before;
+	struct smv_ticket used, unused;
+	struct smv_conn *conn;
+	char incarnation[40];
+
+	snprintf(incarnation, sizeof(incarnation), "%s", smv_arena_incarnation(w.arena));
+	must_create(&released, 1);
+	must_create(&held, 3);
+	must_create(&provisional, 1);
+	must_release(&released);
+	cr_assert_eq(smv_lease_hold(w.table, held.info.id, NULL, NULL), 0);
+	cr_assert_eq(smv_lease_fence(w.table, held.info.id, 7, NULL, NULL), 0);
+	write_pattern(&held, 7, 0x31);
+	write_pattern(&provisional, 1, 0x41);
+	smv_ticket_make(held.key, held.info.id, 7, SMV_ROLE_READER, 40, &used);
+	smv_ticket_make(held.key, held.info.id, 7, SMV_ROLE_READER, 41, &unused);
+	cr_assert_eq(connect_with(&used, sizeof(used), &conn), 0);
+	smv_conn_close(conn);
+
+	for (int i = 1; i <= 3; i++) {
+		restart_world(transport);
+		cr_assert_str_eq(smv_arena_incarnation(w.arena), incarnation);
+		cr_assert_eq(smv_arena_generation(w.arena), i);
+		before = held.info;
+		held.info.segments = NULL;
+		look_again(&held);
+		look_again(&provisional);
+		cr_assert_eq(held.info.state, SMV_LEASE_HELD);
+		cr_assert_eq(provisional.info.state, SMV_LEASE_PROVISIONAL);
+		cr_assert_gt(provisional.info.expires_in_ms, 50000, "its time counts anew");
+		cr_assert_eq(held.info.epoch, 7);
+		cr_assert_eq(held.info.generation, i);
+		cr_assert_str_eq(held.info.owner, "host/vm");
+		cr_assert_eq(held.info.nr_segments, before.nr_segments);
+		for (size_t k = 0; k < before.nr_segments; k++) {
+			cr_assert_eq(held.info.segments[k].arena_offset,
+				before.segments[k].arena_offset);
+			cr_assert_eq(
+				held.info.segments[k].size_bytes, before.segments[k].size_bytes);
+		}
+		smv_lease_info_clear(&before);
+		cr_assert_eq(connect_with(&used, sizeof(used), &conn), -EACCES, "played again");
+		cr_assert_eq(connect_with(&unused, sizeof(unused), &conn), -EACCES, "too old");
+		cr_assert(reads_pattern(&held, 7, 0x31));
+		cr_assert(reads_pattern(&provisional, 1, 0x41));
+		for (int k = 0; k < 1000 && free_extents() != ARENA_EXTENTS - 4; k++)
+			smv_sleep_ms(5);
+		cr_assert_eq(free_extents(), ARENA_EXTENTS - 4);
+	}
+	must_release(&held);
+	must_release(&provisional);
+	cr_assert(next_lease_is_zero());
+}
+
+#ifdef SMEMV_FAULT_POINTS
+/* That a daemon that forgot would be noticed, and that the generation is what keeps tickets out. */
+EACH_FAULTY(a_restart_that_forgets_is_noticed, "arena-forget,lease-any-generation")
+{
+	struct client_lease l;
+	struct smv_ticket used;
+	struct smv_conn *conn;
+
+	must_create(&l, 2);
+	write_pattern(&l, 1, 0x31);
+	smv_ticket_make(l.key, l.info.id, 1, SMV_ROLE_READER, 40, &used);
+	cr_assert_eq(connect_with(&used, sizeof(used), &conn), 0);
+	smv_conn_close(conn);
+	restart_world(transport);
+	look_again(&l);
+	cr_assert_eq(connect_with(&used, sizeof(used), &conn), 0);
+	smv_conn_close(conn);
+	cr_assert_not(reads_pattern(&l, 1, 0x31));
+	must_release(&l);
+}
+#endif
+
+#ifdef SMEMV_FAULT_POINTS
+/* The second, fourth, eighth, tenth and twelfth time that the list is written, not counting those
+ * that an earlier one of these points has taken. */
+EACH_FAULTY(what_cannot_be_recorded_does_not_happen,
+	"lease-file-written:skip:2,lease-file-written:skip:3,lease-file-written:skip:6,"
+	"lease-file-written:skip:7,lease-file-written:skip:8")
+{
+	struct client_lease l;
+	struct smv_error err = {0};
+
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(create(&l, 2, 0, &err), -ENOSPC);
+		cr_assert(strstr(err.message, "cannot record") && strstr(err.message, in_dir("s")),
+			"%s", err.message);
+		cr_assert_eq(free_extents(), ARENA_EXTENTS);
+	}
+	must_create(&l, 2);
+	write_pattern(&l, 1, 0x61);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.state, SMV_LEASE_PROVISIONAL);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, &err), 0);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, NULL, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.epoch, 1);
+	cr_assert_eq(smv_lease_fence(w.table, l.info.id, 2, NULL, &err), 0);
+	cr_assert_eq(smv_lease_release(w.table, l.info.id, &err), -ENOSPC);
+	look_again(&l);
+	cr_assert_eq(l.info.state, SMV_LEASE_HELD);
+	cr_assert(reads_pattern(&l, 2, 0x61));
+	must_release(&l);
+	cr_assert(next_lease_is_zero());
+}
+#endif
+
+EACH(orphans_are_told_and_come_back)
+{
+	struct client_lease l;
+	struct smv_error err = {0};
+
+	end_world();
+	w.orphan_after_ms = 300;
+	start_world_in(transport);
+	must_create(&l, 2);
+	write_pattern(&l, 1, 0x21);
+	for (int round = 0; round < 4; round++) {
+		int rc = round == 0   ? smv_lease_hold(w.table, l.info.id, NULL, &err)
+			 : round == 1 ? smv_lease_renew(w.table, l.info.id, NULL, &err)
+			 : round == 2 ? smv_lease_fence(w.table, l.info.id, 1, NULL, &err)
+				      : smv_lease_hold(w.table, l.info.id, NULL, &err);
+
+		cr_assert_eq(rc, 0, "%s", err.message);
+		look_again(&l);
+		cr_assert_eq(l.info.state, SMV_LEASE_HELD);
+		for (int i = 0; i < 3; i++) {
+			smv_sleep_ms(150);
+			cr_assert_eq(smv_lease_renew(w.table, l.info.id, NULL, NULL), 0);
+			look_again(&l);
+			cr_assert_eq(l.info.state, SMV_LEASE_HELD);
+		}
+		for (int i = 0; i < 400 && l.info.state == SMV_LEASE_HELD; i++) {
+			smv_sleep_ms(5);
+			look_again(&l);
+		}
+		cr_assert_eq(l.info.state, SMV_LEASE_ORPHANED);
+		cr_assert_geq(l.info.since_renewal_ms, 300);
+		cr_assert_eq(l.info.expires_in_ms, 0);
+	}
+	/* It is served like before, and survives as what it is. */
+	cr_assert(reads_pattern(&l, 1, 0x21));
+	restart_world(transport);
+	look_again(&l);
+	cr_assert_eq(l.info.state, SMV_LEASE_ORPHANED);
+	cr_assert(reads_pattern(&l, 1, 0x21));
+	must_release(&l);
+	cr_assert(next_lease_is_zero());
+}
+
+EACH(held_leases_are_not_released_by_others_unasked)
+{
+	struct client_lease l, provisional;
+	struct smv_error err = {0};
+
+	must_create(&l, 1);
+	must_create(&provisional, 1);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, NULL), 0);
+	cr_assert_eq(smv_lease_release_unheld(w.table, l.info.id, &err), -EBUSY);
+	cr_assert_str_eq(err.reason, "lease-held");
+	cr_assert(strstr(err.message, "host/vm") && strstr(err.message, "held") &&
+			  strstr(err.hint, "--force"),
+		"%s\n%s", err.message, err.hint);
+	cr_assert_eq(smv_lease_release_unheld(w.table, provisional.info.id, &err), 0);
+	smv_lease_info_clear(&provisional.info);
+	must_release(&l);
+}
+
+/* --- what cannot be taken over ------------------------------------------------------------ */
+
+static void start_kept(void)
+{
+	struct client_lease l;
+
+	start_world("tcp");
+	must_create(&l, 2);
+	cr_assert_eq(smv_lease_hold(w.table, l.info.id, NULL, NULL), 0);
+	smv_lease_info_clear(&l.info);
+	end_world();
+	cr_assert_eq(access(in_dir("s/arena"), F_OK), 0);
+	cr_assert_eq(mkdir(in_dir("kept"), 0700), 0);
+}
+
+TestSuite(kept, .init = start_kept, .fini = remove_dir, .timeout = 30);
+
+static int try_arena(uint64_t size, struct smv_error *err)
+{
+	struct smv_arena *a;
+	int rc = smv_arena_create("t", in_dir("s"), size, 0, &a, err);
+
+	if (rc == 0)
+		smv_arena_destroy(a);
+	return rc;
+}
+
+static void expect_refused(const char *why)
+{
+	struct smv_error err = {0};
+
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(try_arena(ARENA_EXTENTS * EXTENT, &err), -EBUSY, "%s", why);
+		cr_assert(strstr(err.message, why), "%s, not: %s", err.message, why);
+		cr_assert(strstr(err.hint, "--discard"), "%s", err.hint);
+	}
+}
+
+static void shell(const char *command)
+{
+	char all[2000];
+
+	snprintf(all, sizeof(all), "cd '%s' && %s", dir, command);
+	cr_assert_eq(system(all), 0, "%s", all);
+}
+
+Test(kept, a_damaged_list_is_refused_and_kept)
+{
+	static const struct {
+		const char *edit, *why;
+	} cases[] = {
+		{"head -c 100 keep > s/leases", "leases"},
+		{": > s/leases", "leases"},
+		{"echo '[]' > s/leases", "version"},
+		{"sed 's/\"version\":1/\"version\":2/' keep > s/leases", "another version"},
+		{"sed 's/\"state\":\"held\"/\"state\":\"mine\"/' keep > s/leases", "no sense"},
+		{"sed 's/\"extents\":.*]]/\"extents\":[[7,2]]/' keep > s/leases", "inside"},
+		{"sed 's/\"extents\":.*]]/\"extents\":[[0,1],[0,1]]/' keep > s/leases",
+			"two leases"},
+		{"sed 's/\"extents\":.*]]/\"extents\":[]/' keep > s/leases", "segments"},
+		{"sed 's/\"epoch\":1/\"epoch\":-1/' keep > s/leases", "no sense"},
+		{"sed 's/\"epoch\":1,//' keep > s/leases", "malformed"},
+		{"sed 's/\"generation\":0/\"generation\":99999999/' keep > s/leases", "no sense"},
+		{"(cat keep; echo x) > s/leases", "leases"},
+	};
+	struct smv_error err = {0};
+
+	shell("cp s/leases keep");
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(cases); i++) {
+		shell(cases[i].edit);
+		expect_refused(cases[i].why);
+	}
+	shell("rm s/leases && ln -s ../keep s/leases");
+	expect_refused("leases");
+	shell("rm s/leases && cp keep s/leases");
+	cr_assert_eq(try_arena(ARENA_EXTENTS * EXTENT, &err), 0, "%s", err.message);
+}
+
+Test(kept, an_arena_that_is_another_one_is_refused_and_kept)
+{
+	struct smv_error err = {0};
+
+	shell("mv s/arena kept/arena");
+	expect_refused("its file is gone");
+	shell("cp kept/arena s/arena");
+	expect_refused("not the one");
+	shell("rm s/arena && mkfifo s/arena");
+	expect_refused("file");
+	shell("rm s/arena && ln -s /etc/passwd s/arena");
+	expect_refused("file");
+	shell("rm s/arena && mv kept/arena s/arena && mv s/leases kept/leases");
+	expect_refused("no list of leases");
+	shell("mv kept/leases s/leases");
+	cr_assert_eq(try_arena(ARENA_EXTENTS * EXTENT, &err), 0, "%s", err.message);
+	shell("truncate -s +4096 s/arena");
+	expect_refused("another size");
+	shell("truncate -s -4096 s/arena");
+	cr_assert_eq(try_arena(ARENA_EXTENTS * EXTENT, &err), 0, "%s", err.message);
+	shell("fallocate --punch-hole --offset 4096 --length 4096 s/arena");
+	expect_refused("parts of its file are gone");
+	cr_assert_eq(smv_arena_discard("t", in_dir("s"), &err), 0);
+	cr_assert_eq(try_arena(ARENA_EXTENTS * EXTENT, &err), 0, "%s", err.message);
+}
+
+Test(kept, other_parameters_are_refused_as_long_as_it_has_leases)
+{
+	struct smv_lease_info *infos;
+	struct smv_error err = {0};
+	char incarnation[40];
+	size_t nr;
+
+	cr_assert_eq(try_arena(2 * ARENA_EXTENTS * EXTENT, &err), -EBUSY);
+	cr_assert_str_eq(err.reason, "other-parameters");
+	cr_assert(
+		strstr(err.hint, "--memory 16M") && strstr(err.hint, "--discard"), "%s", err.hint);
+	start_world_in("tcp");
+	snprintf(incarnation, sizeof(incarnation), "%s", smv_arena_incarnation(w.arena));
+	cr_assert_eq(smv_lease_list(w.table, &infos, &nr), 0);
+	cr_assert_eq(nr, 1);
+	cr_assert_eq(smv_lease_release(w.table, infos[0].id, NULL), 0);
+	smv_lease_info_clear(&infos[0]);
+	free(infos);
+	wait_all_free();
+	end_world();
+	cr_assert_neq(access(in_dir("s/arena"), F_OK), 0, "nothing is kept without leases");
+	cr_assert_neq(access(in_dir("s/leases"), F_OK), 0);
+}
+
+/* --- kill -9 at any moment ---------------------------------------------------------------- */
+
+#ifdef SMEMV_FAULT_POINTS
+
+/* What a daemon that was killed had answered. */
+struct answered {
+	struct client_lease kept, given_back;
+	bool created, written, held, fenced, created_2, released, renewed;
+};
+
+static void live_a_life(struct answered *a)
+{
+	start_world_in("tcp");
+	must_create(&a->kept, 2);
+	/* Nothing but ids and keys is of use to another process. */
+	a->created = true;
+	write_pattern(&a->kept, 1, 0x11);
+	a->written = true;
+	cr_assert_eq(smv_lease_hold(w.table, a->kept.info.id, NULL, NULL), 0);
+	a->held = true;
+	must_create(&a->given_back, 3);
+	write_pattern(&a->given_back, 1, 0x22);
+	a->created_2 = true;
+	cr_assert_eq(smv_lease_fence(w.table, a->kept.info.id, 2, NULL, NULL), 0);
+	a->fenced = true;
+	must_release(&a->given_back);
+	a->released = true;
+	for (int i = 0; i < 1000 && free_extents() != ARENA_EXTENTS - 2; i++)
+		smv_sleep_ms(5);
+}
+
+/* Returns whether the fault point was reached. */
+static bool die_at(const char *fault, struct answered *a)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0) {
+		setenv("SMEMV_FAULT", fault, 1);
+		live_a_life(a);
+		_exit(0);
+	}
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+	return WIFSIGNALED(status);
+}
+
+/* What was answered holds; what was not is whole or not there; the rest is free and zero. */
+static void check_after(struct answered *a, const char *fault)
+{
+	struct smv_lease_info *infos;
+	size_t nr, nr_usable = 0;
+	uint32_t epoch = 1;
+
+	start_world_in("tcp");
+	if (a->created) {
+		a->kept.info.segments = NULL;
+		look_again(&a->kept);
+		epoch = a->kept.info.epoch;
+		cr_assert(epoch == 2 || (epoch == 1 && !a->fenced), "%s", fault);
+		cr_assert(a->kept.info.state == SMV_LEASE_HELD ||
+				  (!a->held && a->kept.info.state == SMV_LEASE_PROVISIONAL),
+			"%s", fault);
+		cr_assert(!a->written || reads_pattern(&a->kept, epoch, 0x11), "%s", fault);
+		smv_lease_info_clear(&a->kept.info);
+	}
+	if (a->created_2 && smv_lease_get(w.table, a->given_back.info.id, NULL, NULL) == 0) {
+		a->given_back.info.segments = NULL;
+		look_again(&a->given_back);
+		if (a->given_back.info.state != SMV_LEASE_RELEASING) {
+			cr_assert_not(a->released, "%s", fault);
+			cr_assert(reads_pattern(&a->given_back, 1, 0x22), "%s", fault);
+		}
+		smv_lease_info_clear(&a->given_back.info);
+	}
+	cr_assert_eq(smv_lease_list(w.table, &infos, &nr), 0);
+	for (size_t i = 0; i < nr; i++) {
+		cr_assert_neq(infos[i].state, SMV_LEASE_PREPARING, "%s", fault);
+		nr_usable += smv_lease_is_live(infos[i].state);
+		if (smv_lease_is_live(infos[i].state))
+			cr_assert_eq(smv_lease_release(w.table, infos[i].id, NULL), 0);
+		smv_lease_info_clear(&infos[i]);
+	}
+	free(infos);
+	cr_assert_leq(nr_usable, 2, "%s", fault);
+	cr_assert(next_lease_is_zero(), "%s", fault);
+	wait_all_free();
+	end_world();
+	rmdir(in_dir("s")); /* the killed one had made it */
+	cr_assert_neq(access(in_dir("s"), F_OK), 0, "%s: something is left", fault);
+}
+
+TestSuite(killed, .init = make_dir, .fini = remove_dir, .timeout = 120);
+
+static void kill_at(const char *point, int nth, bool *reached)
+{
+	struct answered *a =
+		mmap(NULL, sizeof(*a), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char fault[80];
+
+	snprintf(fault, sizeof(fault), "%s:kill:%d", point, nth);
+	*reached = die_at(fault, a);
+	/* Without a kill the child has just left with its leases. */
+	check_after(a, fault);
+	munmap(a, sizeof(*a));
+}
+
+Test(killed, at_each_step_nothing_that_was_answered_is_lost)
+{
+	static const struct {
+		const char *point;
+		int times; /* that it is passed at least */
+	} points[] = {{"arena-listed", 1}, {"lease-created", 2}, {"lease-held", 1},
+		{"lease-fenced", 1}, {"lease-released", 1}, {"memserver-zero", 1},
+		/* Before each change of the list counts. */
+		{"lease-file-written", 9}};
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(points); i++) {
+		bool reached = true;
+		int n = 0;
+
+		while (reached)
+			kill_at(points[i].point, ++n, &reached);
+		cr_assert_gt(n, points[i].times, "%s is passed %d times", points[i].point, n - 1);
+	}
+}
+
+#endif
 
 /* --- registering ------------------------------------------------------------------------- */
 
@@ -1250,8 +1770,9 @@ Test(hugepages, a_planted_link_removes_nothing)
 	close(open(in_dir("precious"), O_CREAT | O_WRONLY, 0600));
 	cr_assert_eq(mkdir(in_dir("s"), 0700), 0);
 	cr_assert_eq(symlink("../precious", in_dir("s/arena")), 0);
-	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, NULL), 0);
-	smv_arena_destroy(a);
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), EXTENT, HUGE_SIZE, &a, NULL), -EBUSY);
+	cr_assert_eq(smv_arena_discard("a", in_dir("s"), NULL), 0);
+	cr_assert_neq(faccessat(AT_FDCWD, in_dir("s/arena"), F_OK, AT_SYMLINK_NOFOLLOW), 0);
 	cr_assert_eq(access(in_dir("precious"), F_OK), 0);
 }
 
@@ -1269,6 +1790,47 @@ Test(hugepages, are_leased_like_others)
 		end_world();
 		cr_assert(is_mount_empty());
 	}
+}
+
+Test(hugepages, with_leases_are_taken_over)
+{
+	for (size_t i = 0; i < nr_transports(); i++) {
+		struct client_lease l;
+
+		w.hugepage_bytes = HUGE_SIZE;
+		start_world_in(transports[i]);
+		must_create(&l, 3);
+		write_pattern(&l, 1, 0x51);
+		restart_world(transports[i]);
+		look_again(&l);
+		cr_assert(reads_pattern(&l, 1, 0x51));
+		must_release(&l);
+		cr_assert(next_lease_is_zero());
+		end_world();
+		cr_assert(is_mount_empty());
+	}
+}
+
+Test(hugepages, without_their_file_are_refused)
+{
+	struct client_lease l;
+	struct smv_arena *a;
+	struct smv_error err = {0};
+
+	w.hugepage_bytes = HUGE_SIZE;
+	start_world_in("tcp");
+	must_create(&l, 1);
+	smv_lease_info_clear(&l.info);
+	end_world();
+	cr_assert_not(is_mount_empty());
+	shell("rm huge/*");
+	cr_assert_eq(
+		smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, HUGE_SIZE, &a, &err),
+		-EBUSY);
+	cr_assert(strstr(err.message, "cannot be opened"), "%s", err.message);
+	cr_assert_eq(
+		smv_arena_create("t", in_dir("s"), ARENA_EXTENTS * EXTENT, 0, &a, &err), -EBUSY);
+	cr_assert(strstr(err.hint, "--hugepages=2M"), "%s", err.hint);
 }
 
 /* --- service ------------------------------------------------------------------------------ */
@@ -1356,8 +1918,14 @@ Test(service, a_lease_by_rpc_opens_the_data_plane)
 	cr_assert_eq(call("HoldLease", &hold, &lease, &err), 0);
 	cr_assert_eq(lease->state, SMEMV__V1__LEASE_STATE__LEASE_STATE_HELD);
 	smv_rpc_message_free(&lease->base);
+	release.unless_held = true;
+	cr_assert_eq(call("ReleaseLease", &release, &answer, &err), -EBUSY);
+	cr_assert(strstr(err.message, "main1/vm1"), "%s", err.message);
+	release.unless_held = false;
 	fence.epoch = 5;
 	cr_assert_eq(call("FenceLease", &fence, &lease, &err), 0);
+	cr_assert_lt(lease->since_renewal_ms, 5000);
+	cr_assert_eq(lease->generation, 0);
 	cr_assert_eq(lease->epoch, 5);
 	smv_rpc_message_free(&lease->base);
 	cr_assert_neq(transfer(conn, SMV_OP_WRITE, &segment, 0, 4096), 0);

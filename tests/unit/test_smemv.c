@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@ static char dir[] = "/tmp/smemv-lib-XXXXXX";
 static pid_t servers[SERVERS];
 static char addresses[SERVERS][80];
 static const char *server_list[SERVERS];
+static int server_log[SERVERS];
 
 /* LeakSanitizer cannot judge a forked child, nor a process with threads that stand still. */
 static bool ignore_leaks;
@@ -58,32 +60,61 @@ static void wait_ready(int fd)
 	cr_assert_fail("memserverd did not start: %.*s", (int)n, log);
 }
 
+static char *state_dir(int i, char *path, size_t len)
+{
+	snprintf(path, len, "/dev/shm/smemv/memserverd-test-%d-%d", (int)getpid(), i);
+	return path;
+}
+
+static void start_server(int i)
+{
+	char name[40];
+	int fds[2];
+
+	snprintf(name, sizeof(name), "test-%d-%d", (int)getpid(), i);
+	cr_assert_eq(pipe(fds), 0);
+	servers[i] = fork();
+	if (servers[i] == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGTERM);
+		dup2(fds[1], STDERR_FILENO);
+		close(fds[0]);
+		close(fds[1]);
+		execl(SMEMV_TEST_MEMSERVERD, "memserverd", "--name", name, "--memory", "128M",
+			"--listen", addresses[i], "--data", "tcp:127.0.0.1:0", (char *)NULL);
+		_exit(127);
+	}
+	close(fds[1]);
+	wait_ready(fds[0]);
+	/* Stays open: the server must be able to log. */
+	close(server_log[i]);
+	server_log[i] = fds[0];
+}
+
 static void start_servers(void)
 {
 	cr_assert(mkdtemp(dir));
 	for (int i = 0; i < SERVERS; i++) {
-		char name[40];
-		int fds[2];
-
+		server_log[i] = -1;
 		snprintf(addresses[i], sizeof(addresses[i]), "unix:%s/%d", dir, i);
-		snprintf(name, sizeof(name), "test-%d-%d", (int)getpid(), i);
 		server_list[i] = addresses[i];
-		cr_assert_eq(pipe(fds), 0);
-		servers[i] = fork();
-		if (servers[i] == 0) {
-			prctl(PR_SET_PDEATHSIG, SIGTERM);
-			dup2(fds[1], STDERR_FILENO);
-			close(fds[0]);
-			close(fds[1]);
-			execl(SMEMV_TEST_MEMSERVERD, "memserverd", "--name", name, "--memory",
-				"128M", "--listen", addresses[i], "--data", "tcp:127.0.0.1:0",
-				(char *)NULL);
-			_exit(127);
-		}
-		close(fds[1]);
-		wait_ready(fds[0]);
-		/* Stays open: the server must be able to log. */
+		start_server(i);
 	}
+}
+
+static void kill_server(int i)
+{
+	kill(servers[i], SIGKILL);
+	waitpid(servers[i], NULL, 0);
+}
+
+/* It holds leases still where a test has lost its memory. */
+static void remove_state(int i)
+{
+	char path[100], command[200];
+
+	snprintf(command, sizeof(command), "rm -rf '%s'", state_dir(i, path, sizeof(path)));
+	cr_assert_eq(system(command), 0);
+	rmdir("/dev/shm/smemv");
 }
 
 static void stop_servers(void)
@@ -92,6 +123,7 @@ static void stop_servers(void)
 		kill(servers[i], SIGCONT);
 		kill(servers[i], SIGTERM);
 		waitpid(servers[i], NULL, 0);
+		remove_state(i);
 	}
 	rmdir(dir);
 }
@@ -412,6 +444,120 @@ Test(smemv, threads_wait_for_a_server_that_is_away, .init = start_servers, .fini
 	cr_assert_str_empty(st.trouble);
 	smemv_close(ctx);
 	cr_assert_eq(count_leases(false), 0);
+}
+
+#define KILLS 20
+
+static void sleep_a_while(unsigned int *seed)
+{
+	smv_sleep_ms(20 + (unsigned int)rand_r(seed) % 400);
+}
+
+/* Kill and start servers while the other thread works. */
+static void kill_at_random(struct smemv_region *region, unsigned int seed)
+{
+	for (int n = 0; n < KILLS; n++) {
+		int i = (int)((unsigned int)rand_r(&seed) % SERVERS);
+		struct smemv_stats st;
+
+		sleep_a_while(&seed);
+		kill_server(i);
+		if (rand_r(&seed) % 2)
+			sleep_a_while(&seed);
+		start_server(i);
+		smemv_stats(region, &st);
+		cr_assert_eq(st.pages_lost, 0, "after %d kills", n + 1);
+	}
+}
+
+struct worker {
+	struct smemv_region *region;
+	atomic_bool stop;
+	atomic_size_t passes, wrong;
+};
+
+static void *work_until_told(void *arg)
+{
+	struct worker *w = arg;
+
+	for (uint64_t version = 1; !atomic_load(&w->stop); version++) {
+		write_all(w->region, version);
+		atomic_fetch_add(&w->wrong, wrong_pages(w->region, version));
+		atomic_fetch_add(&w->passes, 1);
+	}
+	return NULL;
+}
+
+Test(smemv, nothing_is_lost_when_servers_are_killed_and_started_again, .init = start_servers,
+	.fini = stop_servers, .timeout = 100)
+{
+	struct smemv *ctx = open_all(1000);
+	struct worker w = {.region = map(ctx, 32 * MIB, BUDGET)};
+	const char *given = getenv("SMEMV_TEST_SEED");
+	unsigned int seed = given ? (unsigned int)atoi(given) : (unsigned int)smv_now_ns();
+	struct smemv_stats st;
+	pthread_t thread;
+
+	printf("kills with SMEMV_TEST_SEED=%u\n", seed);
+	cr_assert_eq(pthread_create(&thread, NULL, work_until_told, &w), 0);
+	kill_at_random(w.region, seed);
+	atomic_store(&w.stop, true);
+	pthread_join(thread, NULL);
+	smemv_stats(w.region, &st);
+	printf("%zu passes, %zu wrong pages, %lu page-ins, %lu evictions\n", atomic_load(&w.passes),
+		atomic_load(&w.wrong), (unsigned long)st.page_ins, (unsigned long)st.evictions);
+	cr_assert_eq(atomic_load(&w.wrong), 0);
+	cr_assert_eq(st.pages_lost, 0);
+	cr_assert_geq(atomic_load(&w.passes), 1);
+	cr_assert_geq(st.page_ins, 1000);
+	smemv_close(ctx);
+	cr_assert_eq(count_leases(false), 0);
+}
+
+static struct {
+	struct smemv_region *region;
+	atomic_size_t wrong;
+	atomic_bool done;
+} reader;
+
+static void *read_what_is_lost(void *arg)
+{
+	(void)arg;
+	for (size_t p = 0; p < smemv_size(reader.region) / PAGE; p++)
+		if (page_of(reader.region, p)[0] != pattern(p, 9))
+			atomic_fetch_add(&reader.wrong, 1);
+	atomic_store(&reader.done, true);
+	return NULL;
+}
+
+Test(smemv, what_a_server_has_lost_is_told_and_never_read, .init = start_servers,
+	.fini = stop_servers, .timeout = 60)
+{
+	struct smemv *ctx = open_all(500);
+	struct smemv_stats st = {0};
+	pthread_t thread;
+
+	reader.region = map(ctx, 32 * MIB, BUDGET);
+	write_all(reader.region, 9);
+	kill_server(0);
+	remove_state(0);
+	start_server(0);
+	cr_assert_eq(pthread_create(&thread, NULL, read_what_is_lost, NULL), 0);
+	for (int i = 0; i < 2000 && !strstr(st.trouble, "has lost"); i++) {
+		smv_sleep_ms(10);
+		smemv_stats(reader.region, &st);
+	}
+	cr_assert(strstr(st.trouble, "has lost the data of lease") &&
+			  strstr(st.trouble, addresses[0]),
+		"trouble: '%s'", st.trouble);
+	smv_sleep_ms(1000);
+	cr_assert_not(atomic_load(&reader.done), "a thread that needs a lost page waits");
+	cr_assert_eq(atomic_load(&reader.wrong), 0);
+	/* The page as such is not spoilt: another server may have come in between. */
+	smemv_stats(reader.region, &st);
+	cr_assert_eq(st.pages_lost, 0);
+	/* The thread waits until the process ends. */
+	ignore_leaks = true;
 }
 
 static struct smemv_region *alarm_region;

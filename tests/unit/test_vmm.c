@@ -2,12 +2,15 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "vmm/allow_list.h"
+#include "vmm/disks.h"
 #include "vmm/guest_ram.h"
 #include "vmm/maps.h"
 #include "vmm/qmp.h"
 #include "vmm/ram_list.h"
 #include "vmm/runtime.h"
 #include "vmm/shim_client.h"
+#include "vmm/throttle.h"
+#include "vmm/watch.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -493,6 +496,7 @@ Test(guest_ram, refuses_what_is_not_shared)
 		 "mem-path=/var/tmp,size=64M -machine memory-backend=ram0",
 			"ram-not-tmpfs"},
 		{PLAIN "-object memory-backend-memfd,id=idle,share=on,size=16M", "ram-not-found"},
+		{PLAIN "-overcommit mem-lock=on", "ram-locked"},
 		{"-M pc -nodefaults -m 64M -smp 2 "
 		 "-object memory-backend-file,id=b,share=on,mem-path=$DIR/ram,size=32M "
 		 "-object memory-backend-file,id=a,share=on,mem-path=$DIR/ram,size=32M "
@@ -571,6 +575,66 @@ Test(allow_list, accepts_usual_devices)
 		0, "%s", err.message);
 }
 
+/* What VMs of libvirt and Proxmox have besides. */
+Test(allow_list, accepts_less_usual_devices)
+{
+	static const char *const good[] = {"-M q35 $(truncate -s 64k $DIR/vars) " FILE_RAM
+					   "-drive if=pflash,format=raw,unit=0,file=$DIR/vars",
+		"-M pc " FILE_RAM "-device i6300esb -device usb-ehci -device intel-hda "
+		"-device hda-duplex -device AC97 -device ib700 -device vmcoreinfo -device vmgenid "
+		"-device pvpanic-pci -device ipmi-bmc-sim,id=b -device isa-ipmi-kcs,bmc=b",
+		"-M q35,kernel-irqchip=split " FILE_RAM
+		"-device intel-iommu,intremap=on -device virtio-crypto-pci,cryptodev=cd -object "
+		"cryptodev-backend-builtin,id=cd -device vmxnet3 -device megasas -device pvscsi "
+		"-device mptsas1068 -device usb-ehci -device usb-uas -device sdhci-pci",
+		"-M q35 " FILE_RAM "-device virtio-iommu-pci -device vmware-svga -device "
+		"pcie-root-port,id=p,chassis=9 -device pxb-pcie,bus_nr=64",
+		"-M pc " FILE_RAM "-device ati-vga -device ne2k_pci -device pcnet -device i82551 "
+		"-device tulip -device virtio-scsi-pci,iothread=io -object iothread,id=io"};
+	struct smv_error err = {0};
+
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(good); i++)
+		cr_expect_eq(check_allowed(good[i], &err), 0, "%s: %s", good[i], err.message);
+}
+
+Test(allow_list, collects_all_refusals)
+{
+	static const char *const want[][2] = {{"device-not-allowed", "virtio-balloon-pci"},
+		{"device-not-allowed", "ivshmem-plain"}, {"device-not-allowed", "edu"},
+		{"backend-not-allowed", "can-bus"}, {"backend-not-allowed", "vvfat"},
+		{"backend-not-allowed", "l2tpv3"}, {"ram-backend", "memory-backend-ram"}};
+	struct smv_refusals list = {0};
+	struct smv_error err = {0};
+	struct vm vm;
+
+	start(&vm, "-M pc -nodefaults -m 64M -device virtio-balloon,id=bal -object "
+		   "memory-backend-memfd,id=m,share=on,size=1M -device ivshmem-plain,memdev=m "
+		   "-device edu -object can-bus,id=can0 -drive if=none,id=d,driver=vvfat,dir=$DIR "
+		   "-netdev l2tpv3,id=l,src=127.0.0.1,dst=127.0.0.1,udp=on,srcport=0,dstport=9,"
+		   "txsession=1");
+	cr_assert_eq(smv_allow_list_collect(vm.qmp, vm.child, &list, &err), 0, "%s", err.message);
+	cr_expect_geq(list.nr, SMV_ARRAY_SIZE(want));
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(want); i++) {
+		size_t k = 0;
+
+		while (k < list.nr && (strcmp(list.list[k].reason, want[i][0]) != 0 ||
+					      !strstr(list.list[k].message, want[i][1])))
+			k++;
+		cr_expect_lt(k, list.nr, "%s is missing", want[i][1]);
+	}
+	for (size_t k = 0; k < list.nr; k++) {
+		cr_expect(list.list[k].hint[0], "no hint: %s", list.list[k].message);
+		if (strstr(list.list[k].message, "/machine/peripheral/bal"))
+			cr_expect(strstr(list.list[k].hint, "device_del, id 'bal'"), "%s",
+				list.list[k].hint);
+	}
+	/* The first of them is what the check says. */
+	cr_expect_lt(smv_allow_list_check(vm.qmp, &err), 0);
+	cr_expect_str_eq(err.message, list.list[0].message);
+	smv_refusals_free(&list);
+	stop(&vm);
+}
+
 Test(allow_list, accepts_a_tap_without_vhost)
 {
 	struct smv_error err;
@@ -625,6 +689,192 @@ Test(allow_list, refuses_by_name)
 		cr_expect(err.hint[0]);
 	}
 	unlink(disk);
+}
+
+/* --- disks ----------------------------------------------------------------------------------- */
+
+#define TWO_DISKS                                                                                  \
+	PLAIN "$(truncate -s 1M $DISK $DISK.2) -drive if=none,id=d,format=raw,cache=none,"         \
+	      "aio=native,discard=unmap,file=$DISK -device virtio-blk-pci,drive=d -blockdev "      \
+	      "driver=file,node-name=f2,filename=$DISK.2,cache.direct=on,aio=native,"              \
+	      "auto-read-only=on -blockdev driver=raw,node-name=r2,file=f2,cache.direct=on "       \
+	      "-object iothread,id=io -device virtio-blk-pci,drive=r2,iothread=io "
+
+/* How many descriptors of QEMU on the disk's files have O_DIRECT, of how many. */
+static void count_direct(const struct vm *vm, unsigned int *direct, unsigned int *all)
+{
+	char command[300], line[64];
+	FILE *out;
+
+	*direct = *all = 0;
+	snprintf(command, sizeof(command),
+		"for f in $(find /proc/%d/fd -lname \"$DISK*\"); do grep ^flags: "
+		"/proc/%d/fdinfo/$(basename $f); done",
+		vm->child, vm->child);
+	out = popen(command, "r");
+	cr_assert(out);
+	while (fgets(line, sizeof(line), out)) {
+		++*all;
+		*direct += (strtoul(line + 7, NULL, 8) & O_DIRECT) != 0;
+	}
+	pclose(out);
+}
+
+static void check_reopen(const char *more)
+{
+	struct smv_error err = {0};
+	unsigned int direct, all;
+	json_t *record, *again;
+	struct vm vm;
+	char args[1500], disk[64];
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	setenv("DISK", disk, 1);
+	snprintf(args, sizeof(args), "%s %s", TWO_DISKS, more);
+	start(&vm, args);
+	cr_expect_lt(smv_allow_list_check(vm.qmp, &err), 0);
+	cr_expect_str_eq(err.reason, "cache-direct");
+	count_direct(&vm, &direct, &all);
+	cr_assert(direct == 2 && all == 2);
+	cr_assert_eq(smv_disks_find(vm.qmp, &record, &err), 0, "%s", err.message);
+	cr_assert_eq(json_array_size(record), 2);
+	cr_assert_eq(smv_disks_reopen(vm.qmp, record, &err), 0, "%s", err.message);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 0 && all == 2, "%u of %u", direct, all);
+	cr_expect_eq(smv_allow_list_check(vm.qmp, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_disks_find(vm.qmp, &again, &err), 0, "%s", err.message);
+	cr_expect_eq(json_array_size(again), 0, "there is nothing left to do");
+	json_decref(again);
+	cr_assert_eq(smv_disks_put_back(vm.qmp, record, &err), 0, "%s", err.message);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 2 && all == 2);
+	cr_expect_eq(smv_disks_put_back(vm.qmp, record, &err), 0, "%s", err.message);
+	json_decref(record);
+	stop(&vm);
+	unlink(disk);
+	strcat(disk, ".2");
+	unlink(disk);
+}
+
+Test(disks, are_reopened_and_put_back)
+{
+	check_reopen("");
+}
+
+Test(disks, of_a_vm_that_waits_are_reopened)
+{
+	check_reopen("-incoming defer");
+}
+
+#ifdef SMEMV_FAULT_POINTS
+/* QEMU does not do it for the second: it is said, and the first can be put back. */
+Test(disks, says_when_it_cannot)
+{
+	struct smv_error err = {0};
+	unsigned int direct, all;
+	json_t *record;
+	struct vm vm;
+	char disk[64];
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	setenv("DISK", disk, 1);
+	setenv("SMEMV_FAULT", "disk-reopen:skip:2", 1);
+	start(&vm, TWO_DISKS);
+	cr_assert_eq(smv_disks_find(vm.qmp, &record, &err), 0);
+	cr_expect_lt(smv_disks_reopen(vm.qmp, record, &err), 0);
+	cr_expect_str_eq(err.reason, "disk-reopen", "%s", err.message);
+	cr_expect(err.hint[0]);
+	count_direct(&vm, &direct, &all);
+	cr_expect_eq(direct, 1);
+	cr_expect_eq(smv_disks_put_back(vm.qmp, record, &err), 0, "%s", err.message);
+	json_decref(record);
+	count_direct(&vm, &direct, &all);
+	cr_expect(direct == 2 && all == 2);
+	stop(&vm);
+	unlink(disk);
+	strcat(disk, ".2");
+	unlink(disk);
+}
+#endif
+
+/* --- watch ----------------------------------------------------------------------------------- */
+
+static void command(const struct vm *vm, const char *name, json_t *arguments)
+{
+	struct smv_error err;
+
+	cr_assert_eq(smv_qmp_execute(vm->qmp, name, arguments, NULL, 10000, &err), 0, "%s: %s",
+		name, err.message);
+}
+
+static int watch_soon(const struct vm *vm, struct smv_watch *watch, struct smv_error *err)
+{
+	smv_sleep_ms(1050);
+	return smv_watch_check(watch, vm->qmp, vm->child, err);
+}
+
+Test(watch, tells_what_was_plugged)
+{
+	struct smv_watch watch = {0};
+	struct smv_error err = {0};
+	json_t *event;
+	struct vm vm;
+	char disk[64];
+	int fd;
+
+	snprintf(disk, sizeof(disk), "/var/tmp/smemv-test-disk.%d", getpid());
+	fd = open(disk, O_RDWR | O_CREAT, 0600);
+	cr_assert(fd >= 0 && ftruncate(fd, 1 << 20) == 0);
+	close(fd);
+	start(&vm, PLAIN);
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 0, "%s", err.message);
+	command(&vm, "blockdev-add",
+		json_pack("{s:s, s:s, s:s, s:{s:b}}", "driver", "file", "node-name", "late",
+			"filename", disk, "cache", "direct", 1));
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 0, "not all the time");
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 1);
+	cr_expect(watch.alarm);
+	cr_expect_str_eq(err.reason, "cache-direct", "%s", err.message);
+	cr_expect(strstr(err.message, "'late'"), "%s", err.message);
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 0, "told once");
+	command(&vm, "blockdev-del", json_pack("{s:s}", "node-name", "late"));
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 2);
+	cr_expect_not(watch.alarm);
+	command(&vm, "device_add",
+		json_pack("{s:s, s:s}", "driver", "virtio-balloon-pci", "id", "b"));
+	cr_expect_eq(watch_soon(&vm, &watch, &err), 0, "devices are looked at less often");
+	event = json_pack("{s:s}", "event", "ACPI_DEVICE_OST");
+	smv_watch_event(&watch, event);
+	json_decref(event);
+	cr_expect_eq(smv_watch_check(&watch, vm.qmp, vm.child, &err), 1);
+	cr_expect_str_eq(err.reason, "device-not-allowed", "%s", err.message);
+	stop(&vm);
+	unlink(disk);
+}
+
+/* --- throttle -------------------------------------------------------------------------------- */
+
+Test(throttle, finds_the_vcpus)
+{
+	struct smv_throttle *throttle;
+	struct smv_error err;
+	char state[32];
+	struct vm vm;
+
+	start(&vm, "-smp 3 -accel tcg,thread=multi " PLAIN);
+	command(&vm, "cont", NULL);
+	if (smv_throttle_start_vm(vm.qmp, vm.child, 80, &throttle, &err) < 0) {
+		cr_assert(err.code == SMV_PERMISSION && geteuid() != 0, "%s", err.message);
+		cr_skip_test("ptrace is not allowed here");
+	}
+	smv_sleep_ms(500);
+	cr_expect_gt(smv_throttle_stopped_ns(throttle), 300 * SMV_NS_PER_MS, "three, each 400 ms");
+	cr_expect_eq(smv_qmp_run_state(vm.qmp, state, sizeof(state), &err), 0, "%s", err.message);
+	cr_expect_str_eq(state, "running");
+	smv_throttle_stop(throttle);
+	cr_expect_lt(smv_throttle_start_vm(vm.qmp, getpid(), 80, &throttle, &err), 0);
+	cr_expect_str_eq(err.reason, "throttle", "%s", err.message);
+	stop(&vm);
 }
 
 /* --- shim ------------------------------------------------------------------------------------ */
