@@ -362,7 +362,8 @@ static void keep_all(struct evictor *e)
 	}
 }
 
-/* The remote copies are there: OUT -> SAVED, unless somebody came meanwhile. */
+/* The remote copies are there: OUT -> SAVED, unless somebody came meanwhile. The word names where
+ * the copy is, because who takes over from a pager that died here has nothing else to go by. */
 static void settle(struct evictor *e)
 {
 	for (unsigned int i = 0; i < e->nr_batch; i++) {
@@ -375,8 +376,9 @@ static void settle(struct evictor *e)
 			keep(e, v);
 			smv_count(&e->p->evictions_aborted, 1);
 		} else {
-			smv_pagemap_set(
-				e->p->c.map, v->page, smv_word_with_state(word, SMV_PAGE_SAVED));
+			word = v->zero ? smv_word(SMV_PAGE_SAVED, SMV_SLOT_NONE, 0)
+				       : smv_word(SMV_PAGE_SAVED, v->slot, v->checksum);
+			smv_pagemap_set(e->p->c.map, v->page, word | SMV_WORD_REMOTE_VALID);
 		}
 		smv_pagemap_unlock(e->p->c.map, v->page);
 	}

@@ -206,7 +206,8 @@ static enum outcome handle(struct worker *w, const struct fault *f)
 		break;
 	case SMV_PAGE_UNKNOWN:
 	case SMV_PAGE_NR_STATES:
-		lose(w, f->page, word, "the source never reported it");
+		lose(w, f->page, smv_word_with_slot(word, SMV_SLOT_NONE),
+			"the source never reported it");
 		break;
 	case SMV_PAGE_LOST:
 		break;

@@ -8,6 +8,8 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -32,6 +34,23 @@ static int map_words(const char *path, size_t bytes, void **mapping)
 	return 0;
 }
 
+/* The mapping is there: the rest of @map, without counts. */
+static int set_up(struct smv_pagemap *map, size_t bytes, uint64_t nr_pages)
+{
+	map->locks = calloc(NR_LOCKS, sizeof(*map->locks));
+	if (!map->locks) {
+		munmap(map->mapping, bytes);
+		map->mapping = NULL;
+		return -ENOMEM;
+	}
+	for (int i = 0; i < NR_LOCKS; i++)
+		pthread_mutex_init(&map->locks[i], NULL);
+	map->mapping_bytes = bytes;
+	map->nr_pages = nr_pages;
+	map->words = (_Atomic smv_page_word *)((char *)map->mapping + SMV_PAGEMAP_HEADER_BYTES);
+	return 0;
+}
+
 int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, struct smv_pagemap *map,
 	struct smv_error *err)
 {
@@ -41,22 +60,13 @@ int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, stru
 
 	memset(map, 0, sizeof(*map));
 	r = map_words(path, bytes, &map->mapping);
-	if (r == 0 && !(map->locks = calloc(NR_LOCKS, sizeof(*map->locks))))
-		r = -ENOMEM;
-	if (r < 0) {
-		if (map->mapping)
-			munmap(map->mapping, bytes);
-		map->mapping = NULL;
+	if (r == 0)
+		r = set_up(map, bytes, nr_pages);
+	if (r < 0)
 		return smv_fail(err, SMV_NO_ROOM, "page-map",
 			"Free memory or choose another --state-dir.",
 			"cannot make the page map of VM '%s' (%zu bytes%s%s): %s", vm, bytes,
 			path ? " in " : "", path ? path : "", strerror(-r));
-	}
-	for (int i = 0; i < NR_LOCKS; i++)
-		pthread_mutex_init(&map->locks[i], NULL);
-	map->mapping_bytes = bytes;
-	map->nr_pages = nr_pages;
-	map->words = (_Atomic smv_page_word *)((char *)map->mapping + SMV_PAGEMAP_HEADER_BYTES);
 	atomic_store(&map->counts[SMV_PAGE_UNKNOWN], nr_pages);
 	header = map->mapping;
 	header->magic = SMV_PAGEMAP_MAGIC;
@@ -64,7 +74,71 @@ int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, stru
 	header->page_size = SMV_PAGE_SIZE;
 	header->nr_pages = nr_pages;
 	snprintf(header->vm, sizeof(header->vm), "%s", vm);
+	if (getrandom(&header->id, sizeof(header->id), 0) == sizeof(header->id))
+		return 0;
+	smv_pagemap_destroy(map);
+	return smv_fail(err, SMV_INTERNAL, "random", NULL, "getrandom failed");
+}
+
+/* NULL, or what is wrong with the header. */
+static const char *why_foreign(
+	const struct smv_pagemap_header *h, const char *vm, uint64_t nr_pages, uint64_t id)
+{
+	if (h->magic != SMV_PAGEMAP_MAGIC)
+		return "it is no page map";
+	if (h->version != SMV_PAGEMAP_VERSION)
+		return "it is of another version of smemv";
+	if (h->page_size != SMV_PAGE_SIZE || h->nr_pages != nr_pages)
+		return "it is of a VM with another size";
+	if (strncmp(h->vm, vm, sizeof(h->vm)) != 0)
+		return "it is of a VM with another name";
+	return h->id != id ? "it is of another migration of this VM" : NULL;
+}
+
+int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64_t id,
+	struct smv_pagemap *map, struct smv_error *err)
+{
+	static const char hint[] =
+		"The VM waits as it is. If its page map was put elsewhere, put it back and start "
+		"smemv-pagerd again; without it the VM's memory cannot be found: end the VM.";
+	size_t bytes = SMV_PAGEMAP_HEADER_BYTES + nr_pages * sizeof(smv_page_word);
+	CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct stat st;
+	const char *why;
+	void *p;
+
+	memset(map, 0, sizeof(*map));
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return smv_fail(err, SMV_DATA_LOSS, "page-map", hint,
+			"cannot open the page map of VM '%s', %s: %s", vm, path, strerror(errno));
+	if ((uint64_t)st.st_size != bytes)
+		return smv_fail(err, SMV_DATA_LOSS, "page-map", hint,
+			"the page map of VM '%s', %s, has %ld bytes instead of %zu", vm, path,
+			(long)st.st_size, bytes);
+	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return smv_fail(err, SMV_NO_ROOM, "page-map", "Free memory.",
+			"cannot map the page map of VM '%s', %s: %s", vm, path, strerror(errno));
+	if ((why = why_foreign(p, vm, nr_pages, id))) {
+		munmap(p, bytes);
+		return smv_fail(err, SMV_DATA_LOSS, "page-map", hint,
+			"%s is not the page map of VM '%s': %s", path, vm, why);
+	}
+	map->mapping = p;
+	if (set_up(map, bytes, nr_pages) < 0)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	for (uint64_t page = 0; page < nr_pages; page++) {
+		enum smv_page_state state = smv_word_state(smv_pagemap_get(map, page));
+
+		if (state < SMV_PAGE_NR_STATES)
+			map->counts[state]++;
+	}
 	return 0;
+}
+
+uint64_t smv_pagemap_id(const struct smv_pagemap *map)
+{
+	return ((const struct smv_pagemap_header *)map->mapping)->id;
 }
 
 void smv_pagemap_destroy(struct smv_pagemap *map)

@@ -15,6 +15,7 @@
  * valid (evictor) OUT      -> LOCAL                touched meanwhile, or the write failed (evictor)
  *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified (evictor)
  *   SAVED    -> LOCAL                the punch left no hole (evictor)
+ *   (what a pager that died left on the way: client/settle.h)
  *   LOCAL    -> LOST                 the file has a hole where the page should be (fault thread)
  *
  * A LOCAL page is ACTIVE, ZAPPING (its PTE is being removed) or INACTIVE (unmapped; a touch makes
@@ -121,7 +122,7 @@ struct smv_pagemap {
 
 /* The file: this header in one page, then the words. */
 #define SMV_PAGEMAP_MAGIC 0x50414d4556534d53ull /* "SMSVEMAP" */
-#define SMV_PAGEMAP_VERSION 1
+#define SMV_PAGEMAP_VERSION 2 /* since 2 a SAVED word names the slot that was written */
 #define SMV_PAGEMAP_HEADER_BYTES 4096
 struct smv_pagemap_header {
 	uint64_t magic;
@@ -129,11 +130,19 @@ struct smv_pagemap_header {
 	uint32_t page_size;
 	uint64_t nr_pages;
 	char vm[128];
+	uint64_t id; /* random: tells this map from any other of that VM */
 };
 
 /** smv_pagemap_create - all pages UNKNOWN. @path NULL: no file; else a new file, replacing any. */
 int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, struct smv_pagemap *map,
 	struct smv_error *err);
+/** smv_pagemap_load - map a file that another process made, with the words as it left them (see
+ * smv_pager_take_over()). SMV_DATA_LOSS when the file is not whole or is not the map @id of this
+ * VM; nothing was changed then. */
+int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64_t id,
+	struct smv_pagemap *map, struct smv_error *err);
+/** smv_pagemap_id - to be given to smv_pagemap_load() later. */
+uint64_t smv_pagemap_id(const struct smv_pagemap *map);
 /** smv_pagemap_destroy - unmap; the file stays. Fine on a zeroed struct. */
 void smv_pagemap_destroy(struct smv_pagemap *map);
 

@@ -113,12 +113,15 @@ int smv_pager_install(struct smv_pager *p, uint64_t page, const void *data, uint
 
 int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 {
+	int (*open_remote)(const struct smv_backing *, enum smv_role, size_t, unsigned int,
+		struct smv_remote **, struct smv_error *) =
+		p->taken_over ? smv_remote_open_any : smv_remote_open;
 	int r;
 
-	if ((r = smv_remote_open(p->c.backing, SMV_ROLE_WRITER, SMV_EVICT_BATCH * SMV_PAGE_SIZE,
-		     p->c.timeout_ms, &p->evict_remote, err)) < 0 ||
-		(r = smv_remote_open(p->c.backing, SMV_ROLE_READER, SMV_MAX_FETCHES * SMV_PAGE_SIZE,
-			 p->c.timeout_ms, &p->fault_remote, err)) < 0)
+	if ((r = open_remote(p->c.backing, SMV_ROLE_READER, SMV_MAX_FETCHES * SMV_PAGE_SIZE,
+		     p->c.timeout_ms, &p->fault_remote, err)) < 0 ||
+		(r = open_remote(p->c.backing, SMV_ROLE_WRITER, SMV_EVICT_BATCH * SMV_PAGE_SIZE,
+			 p->c.timeout_ms, &p->evict_remote, err)) < 0)
 		return r;
 	r = pthread_create(&p->fault_thread, NULL, smv_fault_thread, p);
 	if (r == 0) {
@@ -134,6 +137,8 @@ int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 			"cannot start the threads of the pager of VM '%s': %s", p->c.name,
 			strerror(r));
 	p->started = true;
+	if (p->taken_over)
+		smv_pager_wake_all(p);
 	return 0;
 }
 

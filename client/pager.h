@@ -80,7 +80,28 @@ uint64_t smv_pager_hot_credit(uint64_t budget_pages);
  */
 int smv_pager_install(struct smv_pager *pager, uint64_t page, const void *data, uint32_t checksum);
 
-/** smv_pager_start - connect to the sub-hosts, serve faults and evict. */
+/* What smv_pager_take_over() met: pages by the state in which the dead pager left them, where that
+ * is not where they stay. */
+struct smv_taken_over {
+	uint64_t fetching, out, saved;
+	uint64_t placed;  /* zeros that were placed, but not yet noted */
+	uint64_t punched; /* data that the map does not know */
+	uint64_t lost;    /* found lost now */
+};
+
+/**
+ * smv_pager_take_over - instead of smv_pager_install(): go on with the map of a pager that died.
+ *
+ * The map comes from smv_pagemap_load(), the slots are fresh; the dead pager's connections are
+ * fenced already where smv_pager_start() shall connect. Settles every page (client/settle.h), takes
+ * the slots, counts the frames. SMV_DATA_LOSS: the map is broken; nothing was changed then.
+ */
+int smv_pager_take_over(
+	struct smv_pager *pager, struct smv_taken_over *report, struct smv_error *err);
+
+/** smv_pager_start - connect to the sub-hosts, serve faults and evict. After smv_pager_take_over()
+ * sub-hosts may be away: their pages wait; and all threads of the VM that wait for the dead pager
+ * are woken, so that they fault again. */
 int smv_pager_start(struct smv_pager *pager, struct smv_error *err);
 
 /** smv_pager_destroy - stop the threads, free. Faults wait from then on; the map stays. */

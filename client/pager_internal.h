@@ -26,6 +26,7 @@ struct smv_pager {
 	_Atomic bool evictor_idle; /* it sleeps and wants a kick below the low watermark */
 	_Atomic bool stop;
 	bool started;
+	bool taken_over; /* from a pager that died */
 	pthread_t fault_thread, evict_thread;
 	struct smv_remote *fault_remote, *evict_remote;
 
@@ -53,6 +54,9 @@ static inline struct smv_page_at smv_page_at(const struct smv_pager *p, uint64_t
 
 void *smv_fault_thread(void *pager);
 void *smv_evict_thread(void *pager);
+
+/* Whoever waits for a fault that was read by a pager that died faults again. */
+void smv_pager_wake_all(struct smv_pager *p);
 
 void smv_kick(int eventfd);
 void smv_drain(int eventfd);

@@ -16,6 +16,7 @@
 
 #define DEPTH 128
 #define MEND_CONNECT_MS 2000
+#define ANY_CONNECT_NS (300 * SMV_NS_PER_MS)
 #define BACKOFF_MIN_NS (100 * SMV_NS_PER_MS)
 #define BACKOFF_MAX_NS (5 * SMV_NS_PER_S)
 
@@ -108,7 +109,20 @@ static int connect_first(struct smv_remote *remote, unsigned int h, struct smv_e
 	return r;
 }
 
-int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+static int connect_all(struct smv_remote *remote, struct smv_error *err)
+{
+	int r = 0;
+
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts && r == 0; h++)
+		if (remote->backing->sub_hosts[h].nr_segments)
+			r = connect_first(remote, h, err);
+	return r;
+}
+
+static int connect_any(struct smv_remote *remote, struct smv_error *err);
+
+static int open_with(int (*connect_hosts)(struct smv_remote *, struct smv_error *),
+	const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
 	unsigned int timeout_ms, struct smv_remote **out, struct smv_error *err)
 {
 	struct smv_remote *remote = calloc(1, sizeof(*remote));
@@ -138,14 +152,25 @@ int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_
 			staging_bytes, smv_transport_name(backing->transport), strerror(-r));
 		goto fail;
 	}
-	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
-		if (backing->sub_hosts[h].nr_segments && (r = connect_first(remote, h, err)) < 0)
-			goto fail;
+	if ((r = connect_hosts(remote, err)) < 0)
+		goto fail;
 	*out = remote;
 	return 0;
 fail:
 	smv_remote_close(remote);
 	return r;
+}
+
+int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+	unsigned int timeout_ms, struct smv_remote **out, struct smv_error *err)
+{
+	return open_with(connect_all, backing, role, staging_bytes, timeout_ms, out, err);
+}
+
+int smv_remote_open_any(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+	unsigned int timeout_ms, struct smv_remote **out, struct smv_error *err)
+{
+	return open_with(connect_any, backing, role, staging_bytes, timeout_ms, out, err);
 }
 
 static void *attempt_main(void *arg)
@@ -333,6 +358,33 @@ static bool link_mend(struct smv_remote *remote, unsigned int h)
 			back_off(l);
 	}
 	return false;
+}
+
+/* All at once, and none is waited for long: the others' pages are needed now. */
+static int connect_any(struct smv_remote *remote, struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + ANY_CONNECT_NS;
+	bool busy = true;
+
+	(void)err;
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
+		remote->links[h].backoff_ns = BACKOFF_MIN_NS;
+		if (remote->backing->sub_hosts[h].nr_segments)
+			attempt_begin(remote, h);
+	}
+	while (busy && smv_now_ns() < end) {
+		busy = false;
+		for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
+			struct link *l = &remote->links[h];
+
+			if (l->attempt.running && atomic_load(&l->attempt.done) && !attempt_end(l))
+				back_off(l);
+			busy |= l->attempt.running;
+		}
+		if (busy)
+			smv_sleep_ms(1);
+	}
+	return 0;
 }
 
 /* Why a sub-host is down. */

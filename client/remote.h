@@ -24,6 +24,10 @@ struct smv_remote_completion {
  */
 int smv_remote_open(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
 	unsigned int timeout_ms, struct smv_remote **remote, struct smv_error *err);
+/** smv_remote_open_any - the same, but sub-hosts may be away: after a short while the rest is left
+ * to smv_remote_mend(). */
+int smv_remote_open_any(const struct smv_backing *backing, enum smv_role role, size_t staging_bytes,
+	unsigned int timeout_ms, struct smv_remote **remote, struct smv_error *err);
 void smv_remote_close(struct smv_remote *remote);
 
 /** smv_remote_staging - the staging buffer, page-aligned. */

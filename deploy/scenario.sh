@@ -90,6 +90,7 @@ smemv.test_mib=$TEST_MIB smemv.hot_mib=$HOT_MIB smemv.hot_period_ms=$HOT_PERIOD_
 smemv.sweep_pps=$SWEEP_PPS $GUEST_WORDS")
 }
 
+# scenario_start_pagerd: also again, after its end.
 scenario_start_pagerd() {
 	scenario_start pagerd main "$LAB_DIR/pagerd.log" "$SMEMV_BIN/pagerd/smemv-pagerd" \
 		--listen "unix:$PAGERD_SOCKET" --listen "$MAIN_IP:7000" --data "tcp:$MAIN_IP:7001" --insecure

@@ -6,6 +6,8 @@
 #include "common/program.h"
 #include "pagerd/migration.h"
 #include "pagerd/service.h"
+#include "pagerd/state.h"
+#include "pagerd/verdicts.h"
 #include "pagerd/vm.h"
 #include "rpc/rpc.h"
 
@@ -44,7 +46,9 @@ static const struct argp_option options[] = {
 		"data address)",
 		0},
 	{"state-dir", 's', "DIR", 0,
-		"page maps and commit records, on tmpfs (default: " DEFAULT_STATE_DIR ")", 0},
+		"page maps, what else outlives this process, and verdicts; on tmpfs "
+		"(default: " DEFAULT_STATE_DIR ")",
+		0},
 	{"insecure", 'i', NULL, 0, "allow plaintext on addresses that leave this host", 0},
 	{0},
 };
@@ -141,7 +145,7 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 	smv_host_warn_of_swap();
 	smv_host_warn_of_huge_shmem();
 	if ((r = smv_kernel_check(err)) < 0 || (r = smv_vms_init(opts.state_dir, err)) < 0 ||
-		(r = lock_state_dir(err)) < 0)
+		(r = lock_state_dir(err)) < 0 || (r = smv_verdicts_init(opts.state_dir, err)) < 0)
 		return r;
 	for (size_t i = 0; i < opts.nr_data; i++)
 		if ((r = smv_migration_listen(&opts.data[i], opts.advertise, err)) < 0)
@@ -153,6 +157,8 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 	for (size_t i = 0; i < opts.nr_listen; i++)
 		if ((r = smv_rpc_server_listen(*server, &opts.listen[i], &opts.listen[i], err)) < 0)
 			return r;
+	/* All that could be wrong with the options was found; nobody asks us yet. */
+	smv_vms_take_over();
 	if ((r = smv_rpc_server_start(*server)) < 0)
 		return smv_fail(err, SMV_INTERNAL, "rpc", NULL,
 			"cannot start the control server: %s", strerror(-r));
@@ -160,44 +166,13 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 	return 0;
 }
 
-static size_t nr_running(void)
-{
-	struct smv_vm **list;
-	size_t running = 0, n = smv_vms_list(&list);
-
-	for (size_t i = 0; i < n; i++) {
-		running += list[i]->state == SMV_VM_RUNNING;
-		smv_vm_put(list[i]);
-	}
-	free(list);
-	return running;
-}
-
-/* Until told to end. VMs that run here would stall without us: the first signal waits for them. */
+/* Until told to end. */
 static void run(const sigset_t *signals)
 {
 	struct timespec tick = {0, 200 * 1000 * 1000};
-	bool ending = false;
 
-	for (;;) {
-		int sig = sigtimedwait(signals, NULL, &tick);
-		size_t n;
-
-		if (sig > 0 && ending)
-			return;
-		if (sig > 0) {
-			ending = true;
-			n = nr_running();
-			if (n)
-				smv_log_warning(
-					"%zu VMs run here and would stall without their pager: "
-					"waiting for them to end; signal again to end now",
-					n);
-		}
+	while (sigtimedwait(signals, NULL, &tick) <= 0)
 		smv_vms_tick();
-		if (ending && nr_running() == 0)
-			return;
-	}
 }
 
 int main(int argc, char **argv)
@@ -228,6 +203,8 @@ int main(int argc, char **argv)
 	if (server)
 		smv_rpc_server_destroy(server, GRACE_MS);
 	smv_vms_shutdown();
+	if (r == 0)
+		smv_verdicts_end();
 	smv_migration_unlisten();
 	smv_rpc_shutdown();
 	return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

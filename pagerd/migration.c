@@ -2,6 +2,7 @@
 #include "pagerd/migration.h"
 
 #include "client/hot_chunk.h"
+#include "client/leases_state.h"
 #include "client/remote.h"
 #include "client/uffd.h"
 #include "common/cleanup.h"
@@ -9,6 +10,8 @@
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "common/units.h"
+#include "pagerd/state.h"
+#include "pagerd/verdicts.h"
 #include "pagerd/vm.h"
 
 #include <endian.h>
@@ -23,10 +26,12 @@
 #include <unistd.h>
 
 #define QMP_TIMEOUT_MS 5000
+#define QMP_AGAIN_TIMEOUT_MS 1000
+#define RUN_AGAIN_NS (1 * SMV_NS_PER_S)
 #define SILENCE_NS (60 * SMV_NS_PER_S)
 #define DATA_TIMEOUT_MS 5000
 #define MAX_ENDPOINTS 8
-#define MAX_VERDICTS 64
+#define SUB_HOST_TIMEOUT_MS 1500
 #define LEASE_TIMEOUT_MS 5000 /* besides the time to register */
 /* The VM stands still while the destination loads the device state. */
 #define COMMIT_TIMEOUT_MAX_MS 60000
@@ -40,6 +45,9 @@ typedef Smemv__V1__PrepareMigrationResponse PrepareResponse;
 #define CONFIRMED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_CONFIRMED
 #define COMMITTED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_COMMITTED
 #define ABORTED SMEMV__V1__MIGRATION_STATE__MIGRATION_STATE_ABORTED
+/* Ours alone: see smv_migration_verdict(). */
+#define COMMITTING 100
+#define ABORTING 101
 
 /* One per VM, used again for its next migration, so that nobody can hold a stale one. */
 struct smv_migration {
@@ -52,7 +60,8 @@ struct smv_migration {
 	bool incoming_started;
 	bool ignored_shared; /* QEMU's capability as it was before */
 	bool to_be_run;      /* committed, but the VM was not seen to run yet */
-	char why[200];       /* of the abort, or of the VM's not running */
+	uint64_t run_retry_ns;
+	char why[200]; /* of the abort, or of the VM's not running */
 
 	/* Held while pages are placed (reports and hot chunks), which only happens while the map is
 	 * open: after closing it under the lock nobody touches map, slots and ring any more. */
@@ -71,40 +80,27 @@ struct smv_migration {
 static struct smv_data_endpoint endpoints[MAX_ENDPOINTS];
 static size_t nr_endpoints;
 
-/* How migrations ended whose VM is gone: their sources may still ask. */
-static pthread_mutex_t verdict_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct {
-	char id[33];
-	int state;
-	char why[200];
-} verdicts[MAX_VERDICTS];
-static size_t next_verdict;
-
-void smv_migration_remember(struct smv_migration *m)
-{
-	pthread_mutex_lock(&verdict_lock);
-	memcpy(verdicts[next_verdict].id, m->id, sizeof(m->id));
-	memcpy(verdicts[next_verdict].why, m->why, sizeof(m->why));
-	verdicts[next_verdict].state = atomic_load(&m->state);
-	next_verdict = (next_verdict + 1) % MAX_VERDICTS;
-	pthread_mutex_unlock(&verdict_lock);
-}
-
 int smv_migration_recall(const char *id, Verdict *verdict)
 {
-	int r = -ENOENT;
+	char why[200] = "";
 
-	pthread_mutex_lock(&verdict_lock);
-	for (size_t i = 0; i < MAX_VERDICTS && r < 0; i++) {
-		if (verdicts[i].state == 0 || strcmp(verdicts[i].id, id) != 0)
-			continue;
-		verdict->state = (Smemv__V1__MigrationState)verdicts[i].state;
-		verdict->destination_state = strdup("gone");
-		verdict->why = strdup(verdicts[i].why);
-		r = 0;
+	switch (smv_verdicts_get(id, why)) {
+	case SMV_VERDICT_NONE:
+		return -ENOENT;
+	case SMV_VERDICT_OPEN:
+	case SMV_VERDICT_COMMITTED:
+		verdict->state = CONFIRMED;
+		break;
+	case SMV_VERDICT_TOLD:
+		verdict->state = COMMITTED;
+		break;
+	case SMV_VERDICT_ABORTED:
+		verdict->state = ABORTED;
+		break;
 	}
-	pthread_mutex_unlock(&verdict_lock);
-	return r;
+	verdict->destination_state = strdup("gone");
+	verdict->why = strdup(why);
+	return 0;
 }
 
 bool smv_migration_is(struct smv_migration *m, const char *id)
@@ -444,7 +440,11 @@ static int check_free(struct smv_vm *vm, const PrepareRequest *q, struct smv_err
 			vm->state == SMV_VM_RUNNING     ? "running"
 			: vm->state == SMV_VM_RECEIVING ? "receiving one"
 							: "left over from an aborted one");
-	if ((r = check_empty(vm, err)) < 0 ||
+	if (vm->trouble[0])
+		return smv_fail(err, SMV_REFUSED, "vm-trouble",
+			"Start it again with smemv-run, or start smemv-pagerd again.",
+			"VM '%s' cannot receive a migration: %s", vm->name, vm->trouble);
+	if ((r = check_empty(vm, err)) < 0 || (r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err)) < 0)
 		return r;
 	if (strcmp(state, "inmigrate") != 0)
@@ -478,74 +478,10 @@ static void make_wish(const PrepareRequest *q, struct smv_transport_wish *wish)
 	smv_transport_narrow(wish, has_endpoint, NULL);
 }
 
-static int attach_uffd(struct smv_vm *vm, struct smv_error *err)
-{
-	bool fresh;
-	int r = 0;
-
-	if (vm->uffd < 0) {
-		if ((r = smv_shim_get_uffd(vm->shim, &vm->uffd, &fresh, err)) < 0)
-			return r;
-		if (fresh)
-			r = smv_uffd_api(vm->uffd, SMV_UFFD_PAGE);
-	}
-	for (unsigned int i = 0; i < vm->ram.nr_blocks && r == 0; i++)
-		r = smv_uffd_register(vm->uffd, vm->ram.blocks[i].host_addr,
-			vm->ram.blocks[i].size_bytes,
-			UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
-				UFFDIO_REGISTER_MODE_WP);
-	vm->uffd_registered = true;
-	if (r < 0)
-		return smv_fail(err, SMV_REFUSED, "userfaultfd", "Linux 6.7 or later is needed.",
-			"cannot register the RAM of VM '%s' with userfaultfd: %s", vm->name,
-			strerror(-r));
-	return 0;
-}
-
-static int zap_by_shim(void *ctx, uint64_t addr, uint64_t len)
-{
-	struct smv_vm *vm = ctx;
-	struct smv_shim_range range = {addr, len};
-
-	return smv_shim_zap(vm->shim, &range, 1);
-}
-
-/* The extent table as JSON, for whoever must find the pages without this process. */
-static int write_extents(const struct smv_vm *vm)
-{
-	CLEANUP_JSON json_t *root = json_object();
-	json_t *hosts = json_array(), *extents = json_array();
-	char path[400];
-
-	for (unsigned int h = 0; h < vm->backing.nr_sub_hosts; h++)
-		json_array_append_new(
-			hosts, json_pack("{s:s, s:s}", "address", vm->backing.sub_hosts[h].address,
-				       "lease", vm->leases.leases[h].id));
-	for (uint64_t i = 0; i < vm->backing.nr_extents; i++) {
-		const struct smv_extent *x = &vm->backing.extents[i];
-
-		json_array_append_new(
-			extents, json_pack("[i,i,I]", (int)x->sub_host, (int)x->segment,
-					 (json_int_t)x->offset_bytes));
-	}
-	json_object_set_new(root, "sub_hosts", hosts);
-	json_object_set_new(root, "extents", extents);
-	return json_dump_file(
-		root, smv_vm_path(vm, "extents.json", path, sizeof(path)), JSON_COMPACT);
-}
-
 static int set_up(
 	struct smv_vm *vm, struct smv_migration *m, const PrepareRequest *q, struct smv_error *err)
 {
 	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
-	struct smv_pager_config config = {.ram = &vm->ram,
-		.map = &vm->map,
-		.slots = &vm->slots,
-		.backing = &vm->backing,
-		.zap = zap_by_shim,
-		.zap_ctx = vm,
-		.budget_pages = budget / SMV_PAGE_SIZE,
-		.timeout_ms = DATA_TIMEOUT_MS};
 	char owner[160], hostname[64] = "?", path[400];
 	struct smv_transport_wish wish;
 	struct smv_remote *trial;
@@ -571,21 +507,19 @@ static int set_up(
 	if ((r = smv_pagemap_create(smv_vm_path(vm, "map", path, sizeof(path)), vm->name,
 		     vm->ram.nr_pages, &vm->map, err)) < 0)
 		return r;
-	if (smv_slots_create(vm->backing.nr_extents, &vm->slots) < 0 || write_extents(vm) < 0)
-		return smv_fail(err, SMV_NO_ROOM, "state-dir", NULL,
-			"cannot write the extent table of VM '%s'", vm->name);
-	if ((r = attach_uffd(vm, err)) < 0)
+	vm->map_id = smv_pagemap_id(&vm->map);
+	if (smv_slots_create(vm->backing.nr_extents, &vm->slots) < 0)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	if ((r = smv_vm_save_extents(vm, err)) < 0 || (r = smv_vm_save(vm, err)) < 0 ||
+		(r = smv_vm_attach_uffd(vm, false, err)) < 0)
 		return r;
 	/* Better to learn now than at the switch-over that a sub-host cannot be reached. */
 	if ((r = smv_remote_open(&vm->backing, SMV_ROLE_READER, SMV_PAGE_SIZE, DATA_TIMEOUT_MS,
 		     &trial, err)) < 0)
 		return r;
 	smv_remote_close(trial);
-	snprintf(config.name, sizeof(config.name), "%s", vm->name);
-	config.uffd = vm->uffd;
-	config.pagemap_fd = vm->pagemap_fd;
-	m->hot_credit = smv_pager_hot_credit(config.budget_pages);
-	if ((r = smv_pager_create(&config, &vm->pager, err)) < 0)
+	m->hot_credit = smv_pager_hot_credit(budget / SMV_PAGE_SIZE);
+	if ((r = smv_vm_make_pager(vm, err)) < 0)
 		return r;
 	return ring_open(m, vm->backing.transport, err);
 }
@@ -779,6 +713,20 @@ void smv_migration_free(struct smv_migration *m)
 	free(m);
 }
 
+static void set_id(struct smv_migration *m, const char *id)
+{
+	pthread_mutex_lock(&m->id_lock);
+	snprintf(m->id, sizeof(m->id), "%s", id);
+	pthread_mutex_unlock(&m->id_lock);
+}
+
+static int not_recorded(struct smv_error *err)
+{
+	return smv_fail(err, SMV_NO_ROOM, "state-dir",
+		"Free memory of the file system of --state-dir.",
+		"smemv-pagerd cannot write to its state directory");
+}
+
 int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareResponse *response,
 	struct smv_error *err)
 {
@@ -789,15 +737,18 @@ int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareRes
 	r = check_request(vm, q, err);
 	if (r == 0 && !(m = migration_of(vm)))
 		r = smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	/* Known before anything is leased: whatever happens now, it can be asked for. */
+	if (r == 0 && (r = smv_verdicts_put(q->migration_id, vm->name, SMV_VERDICT_OPEN, "")) < 0)
+		r = r == -EPERM ? smv_fail(err, SMV_EXISTS, "id-taken", NULL,
+					  "a migration %s was here already", q->migration_id)
+				: not_recorded(err);
 	if (r < 0) {
 		pthread_mutex_unlock(&vm->lock);
 		return r;
 	}
-	pthread_mutex_lock(&m->id_lock);
-	snprintf(m->id, sizeof(m->id), "%s", q->migration_id);
-	pthread_mutex_unlock(&m->id_lock);
+	set_id(m, q->migration_id);
 	m->applied = 0;
-	m->incoming_started = false;
+	m->incoming_started = m->to_be_run = false;
 	m->why[0] = '\0';
 	touch(m);
 	atomic_store(&m->state, PREPARING);
@@ -895,7 +846,9 @@ static int apply_range(struct smv_vm *vm, const Smemv__V1__PageRange *range, str
 static int not_receiving(const struct smv_migration *m, struct smv_error *err)
 {
 	return smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration is %s%s%s",
-		atomic_load(&m->state) == ABORTED ? "aborted" : "past this step",
+		atomic_load(&m->state) == ABORTED || atomic_load(&m->state) == ABORTING
+			? "aborted"
+			: "past this step",
 		m->why[0] ? ": " : "", m->why);
 }
 
@@ -938,9 +891,7 @@ static int ask_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
 
 	snprintf(addr.host, sizeof(addr.host), "%s", e->advertised.host);
 	snprintf(text, sizeof(text), strchr(addr.host, ':') ? "tcp:[%s]:0" : "tcp:%s:0", addr.host);
-	if ((r = smv_qmp_get_capability(
-		     vm->qmp, "x-ignore-shared", &vm->migration->ignored_shared, err)) < 0 ||
-		(r = smv_qmp_set_capability(vm->qmp, "x-ignore-shared", true, err)) < 0 ||
+	if ((r = smv_qmp_set_capability(vm->qmp, "x-ignore-shared", true, err)) < 0 ||
 		(r = smv_qmp_execute(vm->qmp, "migrate-incoming", json_pack("{s:s}", "uri", text),
 			 NULL, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_qmp_execute(vm->qmp, "query-migrate", NULL, &info, QMP_TIMEOUT_MS, err)) <
@@ -968,8 +919,16 @@ int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error
 	if (atomic_load(&m->state) != RECEIVING) {
 		r = not_receiving(m, err);
 	} else {
-		m->incoming_started = true;
-		r = ask_incoming(vm, uri, err);
+		/* Written down before QEMU hears of it: from then on it cannot wait for another
+		 * migration, and its capability is to be put back. */
+		if ((r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) == 0 &&
+			(r = smv_qmp_get_capability(
+				 vm->qmp, "x-ignore-shared", &m->ignored_shared, err)) == 0) {
+			m->incoming_started = true;
+			r = smv_vm_save(vm, err);
+		}
+		if (r == 0)
+			r = ask_incoming(vm, uri, err);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return r;
@@ -1015,15 +974,17 @@ int smv_migration_confirm(
 		ring_close(m);
 		if ((r = compare_maps(vm, m, q, err)) == 0 &&
 			(r = smv_leases_fence(&vm->leases, &vm->backing, err)) == 0 &&
+			(r = smv_vm_save(vm, err)) == 0 && /* the new epoch */
 			(r = smv_pager_start(vm->pager, err)) == 0 &&
 			!change_state(m, RECEIVING, CONFIRMED))
 			r = not_receiving(m, err);
 	}
 	pthread_mutex_unlock(&vm->lock);
-	if (r == 0)
-		smv_log_info("VM '%s': map confirmed, the source is fenced, faults are served",
-			vm->name);
-	return r;
+	if (r < 0)
+		return r;
+	smv_log_info("VM '%s': map confirmed, the source is fenced, faults are served", vm->name);
+	smv_fault_point("fenced");
+	return 0;
 }
 
 /* 1: the device state is loaded; 0: not yet; negative: it never will be. */
@@ -1045,25 +1006,14 @@ static int destination_loaded(struct smv_vm *vm, struct smv_error *err)
 	return status && strcmp(status, "completed") == 0 && strcmp(state, "inmigrate") != 0;
 }
 
-/* On tmpfs a completed write survives this process. */
-static void record_commit(const struct smv_vm *vm, const struct smv_migration *m)
-{
-	CLEANUP_CLOSE int fd = -1;
-	char path[400];
-
-	smv_vm_path(vm, "commit", path, sizeof(path));
-	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0 || write(fd, m->id, strlen(m->id)) < 0 || fsync(fd) < 0)
-		smv_log_error("VM '%s': cannot record the commit in %s: %s", vm->name, path,
-			strerror(errno));
-}
-
 static int run_destination(struct smv_vm *vm, struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + QMP_TIMEOUT_MS * SMV_NS_PER_MS;
 	char state[64];
-	int r = smv_qmp_execute(vm->qmp, "cont", NULL, NULL, QMP_TIMEOUT_MS, err);
+	int r = smv_vm_qmp(vm, QMP_AGAIN_TIMEOUT_MS, err);
 
+	if (r == 0)
+		r = smv_qmp_execute(vm->qmp, "cont", NULL, NULL, QMP_TIMEOUT_MS, err);
 	while (r == 0) {
 		r = smv_qmp_run_state(vm->qmp, state, sizeof(state), err);
 		if (r < 0 || strcmp(state, "running") == 0)
@@ -1076,22 +1026,81 @@ static int run_destination(struct smv_vm *vm, struct smv_error *err)
 	return r;
 }
 
-/* After the commit: the VM must run, if not now then later (smv_migration_tick()). */
+/* After the commit: the VM must run, if not now then later (smv_migration_run_locked()). */
 static void run_committed(struct smv_vm *vm, struct smv_migration *m)
 {
 	struct smv_error err;
 
-	m->to_be_run = run_destination(vm, &err) < 0;
-	m->why[0] = '\0';
-	if (m->to_be_run) {
-		smv_log_error("VM '%s' is committed, but does not run: %s", vm->name, err.message);
+	if (run_destination(vm, &err) < 0) {
+		if (strcmp(m->why, err.message) != 0)
+			smv_log_error("VM '%s' is committed, but does not run: %s", vm->name,
+				err.message);
 		snprintf(m->why, sizeof(m->why), "%.190s", err.message);
+		/* The next try may need a new connection. */
+		if (vm->qmp)
+			smv_qmp_close(vm->qmp);
+		vm->qmp = NULL;
 		return;
 	}
+	m->why[0] = '\0';
 	/* It would make the operator's next ordinary migration send no RAM. */
 	if (smv_qmp_set_capability(vm->qmp, "x-ignore-shared", m->ignored_shared, &err) < 0)
 		smv_log_warning("VM '%s': cannot restore the capability x-ignore-shared: %s",
 			vm->name, err.message);
+	/* From now on nobody sends `cont` any more: an operator may stop the VM. */
+	m->to_be_run = false;
+	if (smv_vm_save(vm, &err) < 0)
+		smv_log_error("%s", err.message);
+}
+
+/* COMMITTING: write the decision down. NULL, or why it must be an abort. */
+static const char *decide(struct smv_vm *vm, struct smv_migration *m)
+{
+	bool there[SMV_SUB_HOSTS_MAX] = {false};
+
+	smv_fault_point("before-commit");
+	if (!smv_vm_is_alive(vm))
+		return "QEMU's process has ended before the commit";
+	/* Held leases do not expire, but a sub-host may have died with them since. Each still has
+	 * its lease, in our epoch, if it agrees to fence once more. */
+	if (smv_leases_fence_each(
+		    &vm->leases, &vm->backing, there, false, SUB_HOST_TIMEOUT_MS, NULL))
+		return "a sub-host did not answer just before the commit";
+	m->to_be_run = true;
+	if (smv_vm_save(vm, NULL) < 0 ||
+		smv_verdicts_put(m->id, NULL, SMV_VERDICT_COMMITTED, "") < 0)
+		return "the commit could not be recorded";
+	smv_fault_point("after-commit");
+	return NULL;
+}
+
+/* COMMITTING, and that is in the log: the last moment at which it may still be an abort, because
+ * nobody was told and nothing has run here. */
+static const char *tell(struct smv_vm *vm, struct smv_migration *m)
+{
+	if (!smv_vm_is_alive(vm))
+		return "QEMU's process has ended before it ran";
+	return smv_verdicts_put(m->id, NULL, SMV_VERDICT_TOLD, "") < 0
+		       ? "the commit could not be recorded"
+		       : NULL;
+}
+
+/* COMMITTING -> COMMITTED or, with @why, ABORTED. */
+static int end_commit(
+	struct smv_vm *vm, struct smv_migration *m, const char *why, struct smv_error *err)
+{
+	if (!why)
+		why = tell(vm, m);
+	if (why) {
+		smv_migration_abort_locked(vm, why);
+		return not_receiving(m, err);
+	}
+	vm->state = SMV_VM_RUNNING;
+	smv_vm_save(vm, NULL); /* also without the log it runs here from now on */
+	smv_log_info("VM '%s': migration %s is committed", vm->name, m->id);
+	run_committed(vm, m);
+	atomic_store(&m->state, COMMITTED);
+	return 0;
 }
 
 /* -EAGAIN: not yet. */
@@ -1105,19 +1114,16 @@ static int commit_once_loaded(struct smv_vm *vm, struct smv_migration *m, struct
 	if (!smv_leases_hold(&vm->leases, &vm->backing))
 		return smv_fail(err, SMV_UNAVAILABLE, "leases", "Check the sub-hosts.",
 			"a sub-host does not confirm its lease");
-	if (!change_state(m, CONFIRMED, COMMITTED))
+	if (!change_state(m, CONFIRMED, COMMITTING))
 		return not_receiving(m, err);
-	record_commit(vm, m);
-	vm->state = SMV_VM_RUNNING;
-	smv_log_info("VM '%s': migration %s is committed", vm->name, m->id);
-	run_committed(vm, m);
-	return 0;
+	return end_commit(vm, m, decide(vm, m), err);
 }
 
 int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 	unsigned int timeout_ms, Verdict *verdict, struct smv_error *err)
 {
 	struct smv_migration *m = vm->migration;
+	bool now = false;
 	uint64_t end;
 	int r;
 
@@ -1132,7 +1138,7 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 		else if (atomic_load(&m->state) != CONFIRMED)
 			r = not_receiving(m, err);
 		else
-			r = commit_once_loaded(vm, m, err);
+			now = (r = commit_once_loaded(vm, m, err)) == 0;
 		pthread_mutex_unlock(&vm->lock);
 		if (r != -EAGAIN)
 			break;
@@ -1146,6 +1152,8 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 				timeout_ms);
 		smv_sleep_ms(1);
 	}
+	if (now)
+		smv_fault_point("after-cont");
 	if (r == 0)
 		smv_migration_verdict(vm, verdict);
 	return r;
@@ -1155,8 +1163,12 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 static void reset_destination(struct smv_vm *vm, const struct smv_migration *m)
 {
 	if (m->incoming_started) {
-		/* Whatever it has loaded, it must never run. */
-		if (smv_qmp_execute(vm->qmp, "quit", NULL, NULL, QMP_TIMEOUT_MS, NULL) < 0 &&
+		/* Whatever it has loaded, it must never run. A thread that waits for a page makes
+		 * its monitor deaf. */
+		if (smv_vm_is_alive(vm) &&
+			(smv_vm_qmp(vm, QMP_AGAIN_TIMEOUT_MS, NULL) < 0 ||
+				smv_qmp_execute(vm->qmp, "quit", NULL, NULL, QMP_TIMEOUT_MS, NULL) <
+					0) &&
 			syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0)
 			smv_log_warning("VM '%s': QEMU did not quit and was killed", vm->name);
 		vm->state = SMV_VM_FAILED;
@@ -1173,23 +1185,62 @@ static void reset_destination(struct smv_vm *vm, const struct smv_migration *m)
 	vm->state = SMV_VM_WAITING;
 }
 
+/* ABORTING -> ABORTED; the lock is held. The record comes first: what it undoes, a successor would
+ * undo as well. */
+static void undo(struct smv_vm *vm, struct smv_migration *m, const char *why)
+{
+	struct smv_error err;
+
+	snprintf(m->why, sizeof(m->why), "%s", why);
+	smv_log_warning("VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
+	/* Without a record a successor finds it open, or committed but QEMU gone: it aborts as
+	 * well. */
+	smv_verdicts_put(m->id, NULL, SMV_VERDICT_ABORTED, m->why);
+	set_map_open(m, false);
+	ring_close(m);
+	smv_vm_back_out(vm);
+	m->to_be_run = false;
+	reset_destination(vm, m);
+	if (smv_vm_save(vm, &err) < 0)
+		smv_log_error("%s", err.message);
+	atomic_store(&m->state, ABORTED);
+}
+
+static bool begin_abort(struct smv_migration *m)
+{
+	return change_state(m, PREPARING, ABORTING) || change_state(m, RECEIVING, ABORTING) ||
+	       change_state(m, CONFIRMED, ABORTING);
+}
+
+void smv_migration_abort_locked(struct smv_vm *vm, const char *why)
+{
+	struct smv_migration *m = vm->migration;
+
+	/* What is COMMITTING while the lock is free for others was restored, and is not told yet.
+	 */
+	if (m && (begin_abort(m) || change_state(m, COMMITTING, ABORTING)))
+		undo(vm, m, why);
+}
+
 void smv_migration_abort(struct smv_vm *vm, const char *why, Verdict *verdict)
 {
 	struct smv_migration *m = vm->migration;
 
-	if (m && (change_state(m, PREPARING, ABORTED) || change_state(m, RECEIVING, ABORTED) ||
-			 change_state(m, CONFIRMED, ABORTED))) {
+	/* First the state, then the lock: who holds it sees that it has lost. */
+	if (m && (begin_abort(m) || atomic_load(&m->state) == ABORTING)) {
 		pthread_mutex_lock(&vm->lock);
-		snprintf(m->why, sizeof(m->why), "%s", why);
-		smv_log_warning("VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
-		set_map_open(m, false);
-		ring_close(m);
-		smv_vm_back_out(vm);
-		reset_destination(vm, m);
+		if (atomic_load(&m->state) == ABORTING)
+			undo(vm, m, why);
 		pthread_mutex_unlock(&vm->lock);
 	}
 	if (verdict)
 		smv_migration_verdict(vm, verdict);
+}
+
+/* What is being decided is open to others. */
+static int told_state(int state)
+{
+	return state == COMMITTING || state == ABORTING ? CONFIRMED : state;
 }
 
 void smv_migration_verdict(struct smv_vm *vm, Verdict *verdict)
@@ -1198,27 +1249,87 @@ void smv_migration_verdict(struct smv_vm *vm, Verdict *verdict)
 	char state[64] = "";
 
 	if (pthread_mutex_trylock(&vm->lock) == 0) {
-		if (!vm->gone)
+		if (!vm->gone && vm->qmp)
 			smv_qmp_run_state(vm->qmp, state, sizeof(state), NULL);
 		pthread_mutex_unlock(&vm->lock);
 	}
 	touch(m);
-	verdict->state = (Smemv__V1__MigrationState)atomic_load(&m->state);
+	verdict->state = (Smemv__V1__MigrationState)told_state(atomic_load(&m->state));
 	verdict->destination_state = strdup(state);
 	verdict->why = strdup(m->why);
 }
 
-void smv_migration_tick(struct smv_vm *vm)
+void smv_migration_check_silence(struct smv_vm *vm)
 {
 	struct smv_migration *m = vm->migration;
 	int state = m ? atomic_load(&m->state) : ABORTED;
 
-	if (state != COMMITTED && state != ABORTED &&
+	if ((state == PREPARING || state == RECEIVING || state == CONFIRMED) &&
 		smv_now_ns() - atomic_load(&m->last_contact_ns) > SILENCE_NS)
 		smv_migration_abort(vm, "the source has not been heard of for 60 s", NULL);
-	if (state == COMMITTED && pthread_mutex_trylock(&vm->lock) == 0) {
-		if (m->to_be_run && !vm->gone)
-			run_committed(vm, m);
-		pthread_mutex_unlock(&vm->lock);
+}
+
+void smv_migration_run_locked(struct smv_vm *vm)
+{
+	struct smv_migration *m = vm->migration;
+	int state = m ? atomic_load(&m->state) : ABORTED;
+
+	if (state == COMMITTING)
+		end_commit(vm, m, NULL, NULL);
+	else if (state == COMMITTED && m->to_be_run && smv_now_ns() >= m->run_retry_ns) {
+		run_committed(vm, m);
+		m->run_retry_ns = smv_now_ns() + RUN_AGAIN_NS;
 	}
+}
+
+/* --- across pagers ------------------------------------------------------------------------ */
+
+json_t *smv_migration_to_json(const struct smv_migration *m)
+{
+	return json_pack("{s:s, s:b, s:b, s:b}", "id", m->id, "incoming_started",
+		m->incoming_started, "ignored_shared", m->ignored_shared, "to_be_run",
+		m->to_be_run);
+}
+
+void smv_migration_from_json(struct smv_vm *vm, const json_t *json)
+{
+	const char *id = json_string_value(json_object_get(json, "id"));
+	struct smv_migration *m = id && strlen(id) == 32 ? migration_of(vm) : NULL;
+
+	if (!m)
+		return;
+	set_id(m, id);
+	m->incoming_started = json_is_true(json_object_get(json, "incoming_started"));
+	m->ignored_shared = json_is_true(json_object_get(json, "ignored_shared"));
+	m->to_be_run = json_is_true(json_object_get(json, "to_be_run"));
+	touch(m);
+	if (smv_verdicts_get(id, m->why) != SMV_VERDICT_ABORTED)
+		m->why[0] = '\0';
+}
+
+enum smv_verdict_state smv_migration_verdict_of(struct smv_migration *m)
+{
+	return m ? smv_verdicts_get(m->id, NULL) : SMV_VERDICT_NONE;
+}
+
+void smv_migration_restored(struct smv_vm *vm)
+{
+	struct smv_migration *m = vm->migration;
+
+	atomic_store(&m->state,
+		smv_migration_verdict_of(m) == SMV_VERDICT_COMMITTED ? COMMITTING : COMMITTED);
+}
+
+void smv_migration_abort_restored(struct smv_vm *vm, const char *why)
+{
+	struct smv_migration *m = vm->migration;
+	enum smv_verdict_state verdict = smv_migration_verdict_of(m);
+
+	if (verdict == SMV_VERDICT_TOLD || !smv_vm_is_alive(vm)) {
+		if (verdict == SMV_VERDICT_OPEN || verdict == SMV_VERDICT_COMMITTED)
+			smv_verdicts_put(m->id, NULL, SMV_VERDICT_ABORTED, why);
+		return;
+	}
+	atomic_store(&m->state, ABORTING);
+	smv_migration_abort(vm, m->why[0] ? m->why : why, NULL);
 }

@@ -2,21 +2,34 @@
 /*
  * The destination's side of a migration.
  *
- *   PREPARING -> RECEIVING   leases, map and ring are there
- *   RECEIVING -> CONFIRMED   the maps agree, the source is fenced, faults are served
- *   CONFIRMED -> COMMITTED   the destination has loaded the device state: it owns the VM, for good
- *   PREPARING, RECEIVING, CONFIRMED -> ABORTED   the source owns the VM, for good
+ *   PREPARING  -> RECEIVING   leases, map and ring are there
+ *   RECEIVING  -> CONFIRMED   the maps agree, the source is fenced, faults are served
+ *   CONFIRMED  -> COMMITTING  the device state is loaded, the leases are held: deciding
+ *   COMMITTING -> COMMITTED   decided, durably; `cont` was sent: the destination owns the VM, for
+ * good COMMITTING -> ABORTING    QEMU ended before `cont`, or the decision could not be written
+ *   PREPARING, RECEIVING, CONFIRMED -> ABORTING -> ABORTED   the source owns the VM, for good
  *
- * Commit and abort are one compare-and-swap of this state: exactly one of them wins.
+ * To leave CONFIRMED is one compare-and-swap: commit or abort wins, not both. COMMITTING and
+ * ABORTING are nobody else's business: who asks is told that it is still open, and asks again. So
+ * nobody learns a verdict before it is in the log (pagerd/verdicts.h), and what was learnt stays
+ * true when this process dies:
+ *
+ *   died when the log says   its successor
+ *   OPEN                     aborts: nobody else can commit it
+ *   COMMITTED                nobody was told, nothing has run: commits if QEMU lives, else aborts
+ *   TOLD                     commits: the VM may have run; sends `cont` unless it was seen to run
+ *   ABORTED                  goes on undoing
  */
 #ifndef SMV_PAGERD_MIGRATION_H
 #define SMV_PAGERD_MIGRATION_H
 
 #include "common/error.h"
+#include "pagerd/verdicts.h"
 #include "rpc/rpc.h"
 #include "smemv/v1/pager.pb-c.h"
 #include "transport/transport.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 
 struct smv_vm;
@@ -37,9 +50,9 @@ const struct smv_addr *smv_migration_data_address(size_t i);
 
 /** smv_migration_is - whether @m has this id. */
 bool smv_migration_is(struct smv_migration *m, const char *id);
-/** smv_migration_remember - the VM goes, its migration's outcome stays known; smv_migration_recall
- * - 0 and the outcome, or -ENOENT. */
-void smv_migration_remember(struct smv_migration *m);
+/** smv_migration_recall - the verdict from the log, for a migration that no VM has any more;
+ * -ENOENT.
+ */
 int smv_migration_recall(const char *id, Smemv__V1__MigrationVerdict *verdict);
 void smv_migration_free(struct smv_migration *m);
 
@@ -62,8 +75,24 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 void smv_migration_abort(struct smv_vm *vm, const char *why, Smemv__V1__MigrationVerdict *verdict);
 void smv_migration_verdict(struct smv_vm *vm, Smemv__V1__MigrationVerdict *verdict);
 
-/** smv_migration_tick - abort when the source has not been heard of for too long; let a committed
- * VM run that does not yet. */
-void smv_migration_tick(struct smv_vm *vm);
+/** smv_migration_abort_locked - the same with the VM's lock held, and also out of COMMITTING. */
+void smv_migration_abort_locked(struct smv_vm *vm, const char *why);
+
+/** smv_migration_check_silence - abort when the source has not been heard of for too long. */
+void smv_migration_check_silence(struct smv_vm *vm);
+/** smv_migration_run_locked - let a committed VM run that does not yet; the VM's lock is held. */
+void smv_migration_run_locked(struct smv_vm *vm);
+
+/* --- across pagers ------------------------------------------------------------------------ */
+
+json_t *smv_migration_to_json(const struct smv_migration *m);
+/** smv_migration_from_json - the VM's migration as an earlier pager left it; NULL: none. */
+void smv_migration_from_json(struct smv_vm *vm, const json_t *json);
+/** smv_migration_verdict_of - what the log says of it; NULL: SMV_VERDICT_NONE. */
+enum smv_verdict_state smv_migration_verdict_of(struct smv_migration *m);
+/** smv_migration_restored - it is committed; the next tick does what is left to do. */
+void smv_migration_restored(struct smv_vm *vm);
+/** smv_migration_abort_restored - abort it and undo what is left of it. */
+void smv_migration_abort_restored(struct smv_vm *vm, const char *why);
 
 #endif

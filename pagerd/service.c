@@ -59,7 +59,7 @@ static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, Vm
 	info->ram_bytes = vm->ram.bytes;
 	info->budget_bytes = vm->budget_bytes;
 	info->resident_bytes = smv_guest_ram_resident(&vm->ram);
-	info->trouble = strdup(stats->trouble);
+	info->trouble = strdup(vm->trouble[0] ? vm->trouble : stats->trouble);
 	if (!vm->backed)
 		return;
 	info->remote_bytes = smv_pagemap_count(&vm->map, SMV_PAGE_COLD) * SMV_PAGE_SIZE;
@@ -227,6 +227,14 @@ HANDLER(commit_migration)
 }
 
 /* For how a migration ended, its VM need not be there any more. */
+static int recall(const char *id, Smemv__V1__MigrationVerdict *verdict, struct smv_error *err)
+{
+	if (smv_migration_recall(id, verdict) == 0)
+		return 0;
+	return smv_fail(
+		err, SMV_NOT_FOUND, "no-migration", NULL, "no migration %.40s is known here", id);
+}
+
 HANDLER(abort_migration)
 {
 	const Smemv__V1__AbortMigrationRequest *q = (const void *)request;
@@ -234,10 +242,8 @@ HANDLER(abort_migration)
 
 	(void)ctx;
 	(void)call;
-	if (smv_migration_recall(q->migration_id, (void *)response) == 0)
-		return 0;
-	if (!(vm = vm_of_migration(q->migration_id, err)))
-		return -ENOENT;
+	if (!(vm = smv_vms_get_by_migration(q->migration_id)))
+		return recall(q->migration_id, (void *)response, err);
 	smv_migration_abort(vm, q->why, (void *)response);
 	return put(vm, 0);
 }
@@ -249,10 +255,8 @@ HANDLER(get_migration)
 
 	(void)ctx;
 	(void)call;
-	if (smv_migration_recall(q->migration_id, (void *)response) == 0)
-		return 0;
-	if (!(vm = vm_of_migration(q->migration_id, err)))
-		return -ENOENT;
+	if (!(vm = smv_vms_get_by_migration(q->migration_id)))
+		return recall(q->migration_id, (void *)response, err);
 	smv_migration_verdict(vm, (void *)response);
 	return put(vm, 0);
 }

@@ -5,7 +5,10 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "client/leases_state.h"
 #include "pagerd/migration.h"
+#include "pagerd/state.h"
+#include "pagerd/verdicts.h"
 #include "vmm/allow_list.h"
 #include "vmm/runtime.h"
 
@@ -19,6 +22,11 @@
 #include <unistd.h>
 
 #define QMP_TIMEOUT_MS 5000
+#define QMP_AGAIN_TIMEOUT_MS 500
+#define QMP_AGAIN_NS (3 * SMV_NS_PER_S)
+#define DATA_TIMEOUT_MS 5000
+#define FENCE_TIMEOUT_MS 1000
+#define FENCE_AGAIN_NS (1 * SMV_NS_PER_S)
 #define RENEW_NS (15 * SMV_NS_PER_S)
 #define MAX_VMS 256
 
@@ -44,6 +52,11 @@ int smv_vms_init(const char *dir, struct smv_error *err)
 			return 0;
 		*slash = '/';
 	}
+}
+
+const char *smv_vms_state_dir(void)
+{
+	return state_dir;
 }
 
 char *smv_vm_path(const struct smv_vm *vm, const char *suffix, char *buf, size_t len)
@@ -78,12 +91,86 @@ void smv_vm_back_out(struct smv_vm *vm)
 	}
 	vm->backed = false;
 	smv_slots_destroy(&vm->slots);
-	if (vm->map.mapping)
-		unlink(smv_vm_path(vm, "map", path, sizeof(path)));
 	smv_pagemap_destroy(&vm->map);
+	vm->map_id = 0;
+	unlink(smv_vm_path(vm, "map", path, sizeof(path)));
 	unlink(smv_vm_path(vm, "extents.json", path, sizeof(path)));
-	unlink(smv_vm_path(vm, "commit", path, sizeof(path)));
 	unregister_uffd(vm);
+}
+
+bool smv_vm_is_alive(const struct smv_vm *vm)
+{
+	struct pollfd fd = {.fd = vm->pidfd, .events = POLLIN};
+
+	return vm->pidfd >= 0 && poll(&fd, 1, 0) == 0;
+}
+
+int smv_vm_qmp(struct smv_vm *vm, int timeout_ms, struct smv_error *err)
+{
+	return vm->qmp ? 0 : smv_qmp_open(vm->qmp_path, timeout_ms, &vm->qmp, err);
+}
+
+static int get_uffd(struct smv_vm *vm, bool again, struct smv_error *err)
+{
+	bool fresh;
+	int r;
+
+	if (vm->uffd >= 0)
+		return 0;
+	if ((r = smv_shim_get_uffd(vm->shim, &vm->uffd, &fresh, err)) < 0)
+		return r;
+	if (fresh && again)
+		return smv_fail(err, SMV_DATA_LOSS, "userfaultfd",
+			"Its memory cannot be trusted any more: end the VM.",
+			"QEMU of VM '%s' has closed its userfaultfd, so its threads may have read "
+			"zeros",
+			vm->name);
+	return fresh ? smv_uffd_api(vm->uffd, SMV_UFFD_PAGE) : 0;
+}
+
+int smv_vm_attach_uffd(struct smv_vm *vm, bool again, struct smv_error *err)
+{
+	int r = get_uffd(vm, again, err);
+
+	if (again && r < 0)
+		return r;
+	/* Of what is registered like this already nothing changes. */
+	for (unsigned int i = 0; i < vm->ram.nr_blocks && r == 0; i++)
+		r = smv_uffd_register(vm->uffd, vm->ram.blocks[i].host_addr,
+			vm->ram.blocks[i].size_bytes,
+			UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
+				UFFDIO_REGISTER_MODE_WP);
+	vm->uffd_registered = true;
+	if (r < 0)
+		return smv_fail(err, SMV_REFUSED, "userfaultfd", "Linux 6.7 or later is needed.",
+			"cannot register the RAM of VM '%s' with userfaultfd: %s", vm->name,
+			strerror(-r));
+	return 0;
+}
+
+static int zap_by_shim(void *ctx, uint64_t addr, uint64_t len)
+{
+	struct smv_vm *vm = ctx;
+	struct smv_shim_range range = {addr, len};
+
+	return smv_shim_zap(vm->shim, &range, 1);
+}
+
+int smv_vm_make_pager(struct smv_vm *vm, struct smv_error *err)
+{
+	struct smv_pager_config config = {.ram = &vm->ram,
+		.map = &vm->map,
+		.slots = &vm->slots,
+		.backing = &vm->backing,
+		.uffd = vm->uffd,
+		.pagemap_fd = vm->pagemap_fd,
+		.zap = zap_by_shim,
+		.zap_ctx = vm,
+		.budget_pages = vm->budget_bytes / SMV_PAGE_SIZE,
+		.timeout_ms = DATA_TIMEOUT_MS};
+
+	snprintf(config.name, sizeof(config.name), "%s", vm->name);
+	return smv_pager_create(&config, &vm->pager, err);
 }
 
 static void vm_free(struct smv_vm *vm)
@@ -160,28 +247,35 @@ struct smv_vm *smv_vms_get_by_migration(const char *migration_id)
 	return smv_vms_get_where(has_migration, migration_id);
 }
 
-static int attach(
-	struct smv_vm *vm, const char *qmp_path, const char *shim_path, struct smv_error *err)
+int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err)
 {
 	pid_t shim_pid;
 	int r;
 
-	if ((r = smv_shim_open(shim_path, &vm->shim, &shim_pid, err)) < 0)
+	if ((r = smv_shim_open(vm->shim_path, &vm->shim, &shim_pid, err)) < 0)
 		return r;
-	if (vm->pid && vm->pid != shim_pid)
+	if (vm->process.pid && vm->process.pid != shim_pid)
 		return smv_fail(err, SMV_INVALID, "wrong-pid", NULL,
-			"the shim at %s is in process %d, not in %d", shim_path, (int)shim_pid,
-			(int)vm->pid);
-	vm->pid = shim_pid;
-	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
-	vm->pagemap_fd = smv_pagemap_open(vm->pid);
+			"the shim at %s is in process %d, not in %d", vm->shim_path, (int)shim_pid,
+			(int)vm->process.pid);
+	if (vm->pidfd < 0 && smv_process_identify(shim_pid, &vm->process) == 0)
+		vm->pidfd = smv_process_open(&vm->process);
+	vm->pagemap_fd = smv_pagemap_open(vm->process.pid);
 	if (vm->pidfd < 0 || vm->pagemap_fd < 0)
 		return smv_fail(err, SMV_PERMISSION, "process",
 			"Run the pager as the same user or root.",
-			"cannot open process %d of VM '%s'", (int)vm->pid, vm->name);
-	if ((r = smv_qmp_open(qmp_path, QMP_TIMEOUT_MS, &vm->qmp, err)) < 0 ||
+			"cannot open process %d of VM '%s'", (int)vm->process.pid, vm->name);
+	return 0;
+}
+
+static int attach(struct smv_vm *vm, struct smv_error *err)
+{
+	int r;
+
+	if ((r = smv_vm_attach_process(vm, err)) < 0 ||
+		(r = smv_vm_qmp(vm, QMP_TIMEOUT_MS, err)) < 0 ||
 		(r = smv_allow_list_check(vm->qmp, err)) < 0 ||
-		(r = smv_guest_ram_find(vm->qmp, vm->pid, &vm->ram, err)) < 0)
+		(r = smv_guest_ram_find(vm->qmp, vm->process.pid, &vm->ram, err)) < 0)
 		return r;
 	return 0;
 }
@@ -207,7 +301,7 @@ static int check_waiting(struct smv_vm *vm, struct smv_error *err)
 	char state[64];
 	int r;
 
-	if (!has_dash_S(vm->pid))
+	if (!has_dash_S(vm->process.pid))
 		return smv_fail(err, SMV_REFUSED, "autostart",
 			"Start it by smemv-run --pager, which adds -incoming defer and -S.",
 			"QEMU of VM '%s' was started without -S: it would run before the migration "
@@ -224,45 +318,39 @@ static int check_waiting(struct smv_vm *vm, struct smv_error *err)
 	return r;
 }
 
-int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
-	struct smv_error *err)
+struct smv_vm *smv_vm_new(const char *name)
 {
-	struct smv_vm *vm, *other;
-	int r;
+	struct smv_vm *vm = calloc(1, sizeof(*vm));
 
-	if ((r = smv_vm_name_check(name, err)) < 0)
-		return r;
-	vm = calloc(1, sizeof(*vm));
 	if (!vm)
-		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+		return NULL;
 	snprintf(vm->name, sizeof(vm->name), "%s", name);
-	vm->pid = pid;
 	vm->uffd = vm->pidfd = vm->pagemap_fd = -1;
 	vm->state = SMV_VM_WAITING;
 	atomic_store(&vm->refs, 1);
 	pthread_mutex_init(&vm->lock, NULL);
-	if ((r = attach(vm, qmp_path, shim_path, err)) < 0 || (r = check_waiting(vm, err)) < 0) {
-		smv_vm_put(vm);
-		return r;
-	}
+	return vm;
+}
+
+int smv_vms_add(struct smv_vm *vm, struct smv_error *err)
+{
+	const struct smv_vm *other = NULL;
+	int r = 0;
+
 	pthread_mutex_lock(&registry_lock);
-	other = NULL;
 	for (size_t i = 0; i < nr_vms; i++)
-		if (has_name(vms[i], name))
+		if (has_name(vms[i], vm->name))
 			other = vms[i];
 	if (other)
 		r = smv_fail(err, SMV_EXISTS, "name-taken", "Choose another --vm NAME.",
-			"a VM '%s' is registered here already (process %d)", name, (int)other->pid);
+			"a VM '%s' is registered here already (process %d)", vm->name,
+			(int)other->process.pid);
 	else if (nr_vms == MAX_VMS)
 		r = smv_fail(
 			err, SMV_NO_ROOM, "too-many-vms", NULL, "%d VMs are the limit", MAX_VMS);
 	else
 		vms[nr_vms++] = smv_vm_ref(vm);
 	pthread_mutex_unlock(&registry_lock);
-	if (r == 0)
-		smv_log_info("VM '%s': registered, process %d, %lu MiB in %u RAM blocks", name,
-			(int)vm->pid, vm->ram.bytes >> 20, vm->ram.nr_blocks);
-	smv_vm_put(vm);
 	return r;
 }
 
@@ -279,18 +367,88 @@ static void forget(struct smv_vm *vm)
 	smv_vm_put(vm);
 }
 
-static void end_vm(struct smv_vm *vm, const char *why)
+int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
+	struct smv_error *err)
 {
-	if (vm->migration) {
-		smv_migration_abort(vm, why, NULL);
-		smv_migration_remember(vm->migration);
+	struct smv_vm *vm;
+	int r;
+
+	if ((r = smv_vm_name_check(name, err)) < 0)
+		return r;
+	if (strlen(qmp_path) >= SMV_RUNTIME_PATH_MAX || strlen(shim_path) >= SMV_RUNTIME_PATH_MAX)
+		return smv_fail(err, SMV_INVALID, "path-too-long", NULL,
+			"a socket path of VM '%s' is too long", name);
+	vm = smv_vm_new(name);
+	if (!vm)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	vm->process.pid = pid;
+	strcpy(vm->qmp_path, qmp_path);
+	strcpy(vm->shim_path, shim_path);
+	if ((r = attach(vm, err)) < 0 || (r = check_waiting(vm, err)) < 0) {
+		smv_vm_put(vm);
+		return r;
 	}
+	/* Once it is in the list a migration may come in: its own writing waits for ours. */
 	pthread_mutex_lock(&vm->lock);
+	r = smv_vms_add(vm, err);
+	if (r == 0 && (r = smv_vm_save(vm, err)) < 0) {
+		vm->gone = true;
+		forget(vm);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	if (r == 0)
+		smv_log_info("VM '%s': registered, process %d, %lu MiB in %u RAM blocks", name,
+			(int)vm->process.pid, vm->ram.bytes >> 20, vm->ram.nr_blocks);
+	smv_vm_put(vm);
+	return r;
+}
+
+/* The lock is held. */
+static void end_vm_locked(struct smv_vm *vm, const char *why)
+{
+	char path[400];
+
+	smv_migration_abort_locked(vm, why);
 	vm->gone = true;
 	smv_vm_back_out(vm);
-	pthread_mutex_unlock(&vm->lock);
+	unlink(smv_vm_path(vm, "vm.json", path, sizeof(path)));
 	smv_log_info("VM '%s': %s; its leases are released", vm->name, why);
-	forget(vm);
+}
+
+/* Sub-hosts that were away at the takeover; the lock is held. */
+static void fence_rest(struct smv_vm *vm)
+{
+	struct smv_error err = {0};
+
+	if (!vm->nr_unfenced || smv_now_ns() < vm->fence_retry_ns)
+		return;
+	vm->nr_unfenced = smv_leases_fence_each(
+		&vm->leases, &vm->backing, vm->fenced, false, FENCE_TIMEOUT_MS, &err);
+	vm->fence_retry_ns = smv_now_ns() + FENCE_AGAIN_NS;
+	if (!vm->nr_unfenced)
+		smv_log_info("VM '%s': all its sub-hosts are fenced now", vm->name);
+}
+
+/* The lock is held. A monitor that is deaf is tried again: perhaps QEMU waits for a page. */
+static void connect_qmp_again(struct smv_vm *vm)
+{
+	if (vm->qmp || smv_now_ns() < vm->qmp_retry_ns)
+		return;
+	if (smv_vm_qmp(vm, QMP_AGAIN_TIMEOUT_MS, NULL) < 0)
+		vm->qmp_retry_ns = smv_now_ns() + QMP_AGAIN_NS;
+}
+
+/* The lock is held. */
+static void tick_locked(struct smv_vm *vm)
+{
+	if (vm->backed && smv_now_ns() - vm->renewed_ns > RENEW_NS) {
+		smv_leases_renew(&vm->leases, &vm->backing);
+		vm->renewed_ns = smv_now_ns();
+	}
+	fence_rest(vm);
+	if (vm->state == SMV_VM_RUNNING)
+		connect_qmp_again(vm);
+	smv_migration_run_locked(vm);
 }
 
 void smv_vms_tick(void)
@@ -300,38 +458,67 @@ void smv_vms_tick(void)
 
 	for (size_t i = 0; i < n; i++) {
 		struct smv_vm *vm = list[i];
-		struct pollfd fd = {.fd = vm->pidfd, .events = POLLIN};
+		bool ended = false;
 
-		if (poll(&fd, 1, 0) > 0) {
-			end_vm(vm, "QEMU's process has ended");
-		} else if (pthread_mutex_trylock(&vm->lock) == 0) {
-			if (vm->backed && vm->state == SMV_VM_RECEIVING &&
-				smv_now_ns() - vm->renewed_ns > RENEW_NS) {
-				smv_leases_renew(&vm->leases, &vm->backing);
-				vm->renewed_ns = smv_now_ns();
-			}
+		/* Who is busy with the VM is not waited for: the others have their turn. */
+		if (pthread_mutex_trylock(&vm->lock) == 0) {
+			ended = !smv_vm_is_alive(vm);
+			if (ended)
+				end_vm_locked(vm, "QEMU's process has ended");
+			else
+				tick_locked(vm);
 			pthread_mutex_unlock(&vm->lock);
-			smv_migration_tick(vm);
+			if (ended)
+				forget(vm);
+			else
+				smv_migration_check_silence(vm);
 		}
 		smv_vm_put(vm);
 	}
 	free(list);
 }
 
+/* Serving ends in order: an eviction under way is finished or taken back. All else is in the VM's
+ * files. */
+static void leave_to_next(struct smv_vm *vm)
+{
+	smv_pager_destroy(vm->pager);
+	vm->pager = NULL;
+	if (vm->backed)
+		smv_leases_forget(&vm->leases, &vm->backing);
+	vm->backed = false;
+	smv_slots_destroy(&vm->slots);
+	smv_pagemap_destroy(&vm->map);
+}
+
 void smv_vms_shutdown(void)
 {
 	struct smv_vm **list;
-	size_t n = smv_vms_list(&list);
+	size_t n = smv_vms_list(&list), nr_running = 0;
 
 	for (size_t i = 0; i < n; i++) {
 		struct smv_vm *vm = list[i];
 
-		if (vm->state == SMV_VM_RUNNING)
-			smv_log_warning(
-				"VM '%s' still runs here: its faults wait from now on", vm->name);
-		else
-			end_vm(vm, "the pager is shutting down");
+		smv_migration_abort(vm, "smemv-pagerd was ended", NULL);
+		pthread_mutex_lock(&vm->lock);
+		if (!smv_vm_is_alive(vm)) {
+			end_vm_locked(vm, "QEMU's process has ended");
+		} else {
+			if (vm->state == SMV_VM_RUNNING) {
+				nr_running++;
+				smv_log_warning("VM '%s' runs here: from now on it waits for the "
+						"next smemv-pagerd",
+					vm->name);
+			}
+			leave_to_next(vm);
+		}
+		vm->gone = true;
+		pthread_mutex_unlock(&vm->lock);
+		forget(vm);
 		smv_vm_put(vm);
 	}
+	if (nr_running)
+		smv_log_warning(
+			"%zu VMs wait: start smemv-pagerd again with the same options", nr_running);
 	free(list);
 }

@@ -2,9 +2,15 @@
 /*
  * The VMs of this host: registered by smemv-run, filled by a migration, served by a pager.
  *
- * States: WAITING -> RECEIVING (prepare) -> RUNNING (commit)
- *         RECEIVING -> WAITING (abort, QEMU untouched) or FAILED (abort, QEMU is of no use any
- * more) any -> gone (QEMU's process ended)
+ * States:
+ *   WAITING   -> RECEIVING   prepare
+ *   RECEIVING -> RUNNING     commit
+ *   RECEIVING -> WAITING     abort, QEMU is untouched
+ *   RECEIVING -> FAILED      abort, QEMU is of no use any more
+ *   any       -> gone        QEMU's process ended
+ *
+ * What a successor of this process must know of a VM is in its files (pagerd/state.h): written when
+ * it changes, read by smv_vms_take_over().
  */
 #ifndef SMV_PAGERD_VM_H
 #define SMV_PAGERD_VM_H
@@ -12,8 +18,10 @@
 #include "client/leases.h"
 #include "client/pager.h"
 #include "common/error.h"
+#include "common/process.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
+#include "vmm/runtime.h"
 #include "vmm/shim_client.h"
 
 #include <pthread.h>
@@ -27,15 +35,17 @@ struct smv_migration;
 
 struct smv_vm {
 	char name[SMV_VM_NAME_MAX + 1];
-	pid_t pid;
+	struct smv_process process;
 	int pidfd;
+	char qmp_path[SMV_RUNTIME_PATH_MAX], shim_path[SMV_RUNTIME_PATH_MAX];
 	atomic_int refs;
 
 	/* Guards what follows; taken for whole operations (prepare, confirm, abort). */
 	pthread_mutex_t lock;
 	enum smv_vm_state state;
-	bool gone; /* the process ended; only dropping references is left to do */
-	struct smv_qmp *qmp;
+	bool gone;           /* the process ended; only dropping references is left to do */
+	struct smv_qmp *qmp; /* NULL: not connected (yet), see smv_vm_qmp() */
+	uint64_t qmp_retry_ns;
 	struct smv_shim *shim;
 	struct smv_guest_ram ram;
 	int uffd;
@@ -47,12 +57,19 @@ struct smv_vm {
 	struct smv_leases leases;
 	struct smv_backing backing;
 	struct smv_pagemap map;
+	uint64_t map_id; /* of its file; 0: there is none */
 	struct smv_slots slots;
 	struct smv_pager *pager;
 	uint64_t budget_bytes;
 	uint64_t renewed_ns; /* when the leases were */
 	char transport_reason[200];
 	bool backed; /* leases, backing, map, slots and pager are set up */
+
+	/* After a takeover. */
+	bool fenced[SMV_SUB_HOSTS_MAX];
+	unsigned int nr_unfenced; /* sub-hosts that could not be fenced yet */
+	uint64_t fence_retry_ns;
+	char trouble[400]; /* why it could not be taken over: it waits; else empty */
 };
 
 /** smv_vms_init - @state_dir: where page maps and commit records go. */
@@ -78,8 +95,27 @@ size_t smv_vms_list(struct smv_vm ***vms);
  * migrations whose source went silent. */
 void smv_vms_tick(void);
 
-/** smv_vms_shutdown - abort what is not committed, drop everything. */
+/** smv_vms_shutdown - abort what is not committed; VMs that live on wait, with all that the next
+ * pager needs in their files. */
 void smv_vms_shutdown(void);
+
+const char *smv_vms_state_dir(void);
+/** smv_vm_new - with one reference, in no list; NULL: out of memory. */
+struct smv_vm *smv_vm_new(const char *name);
+/** smv_vms_add - into the list, which takes a reference of its own. */
+int smv_vms_add(struct smv_vm *vm, struct smv_error *err);
+/** smv_vm_attach_process - shim, pidfd, pagemap. @vm->process.pid 0: whatever process has the shim.
+ */
+int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err);
+/** smv_vm_is_alive - its process has not ended. */
+bool smv_vm_is_alive(const struct smv_vm *vm);
+/** smv_vm_qmp - connect to QMP if that is not done yet. */
+int smv_vm_qmp(struct smv_vm *vm, int timeout_ms, struct smv_error *err);
+/** smv_vm_attach_uffd - get QEMU's userfaultfd and register the RAM. @again: it must be the one
+ * that an earlier pager used. */
+int smv_vm_attach_uffd(struct smv_vm *vm, bool again, struct smv_error *err);
+/** smv_vm_make_pager - with map, slots and backing as they are. */
+int smv_vm_make_pager(struct smv_vm *vm, struct smv_error *err);
 
 /** smv_vm_path - a file of this VM in the state directory: "NAME.SUFFIX". */
 char *smv_vm_path(const struct smv_vm *vm, const char *suffix, char *buf, size_t len);

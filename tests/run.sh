@@ -15,7 +15,7 @@ usage() {
 		  --no-install   do not install packages
 		  --full         all cells of the kill matrix (tests/e2e/matrix.sh), not a random choice: an hour
 		  --only WHAT    only the unit tests, the end-to-end tests or those in the lab, or one of these:
-		                 migrate, verify, negative, kill, refuse, source, disks, control,
+		                 migrate, verify, negative, kill, refuse, takeover, source, disks, control,
 		                 matrix,
 		                 lab-selftest, lab-transport, lab-smemv, lab-migrate
 		  --help         this text
@@ -120,7 +120,7 @@ else
 	[[ $only != e2e && $only != verify ]] || build asan || status=1
 fi
 if ((status == 0)); then
-	for name in migrate verify negative kill restart refuse source disks control matrix; do
+	for name in migrate verify negative kill restart refuse takeover source disks control matrix; do
 		[[ $only == all || $only == e2e || $only == "$name" ]] || continue
 		# One whole migration with sanitized daemons; the others at the speed of what people run.
 		preset=debug

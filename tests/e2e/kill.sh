@@ -54,14 +54,11 @@ rm -rf "$(host_path sub2 /dev/shm/smemv)"
 scenario_start_sub_host sub2 "$SUB2_IP" 124
 scenario_ready sub2 "$LAB_DIR/sub2.log" ready:
 
-# The destination's QEMU is a child of smemv-run: kill the process itself.
-qemu_of_main() {
-	scenario_registered && host_run main pgrep -f 'mem-path=/dev/shm/main.ram' | while read -r pid; do
-		[[ $(readlink "/proc/$pid/exe") == *qemu-system* ]] && echo "$pid"
-	done
-}
+# The destination's QEMU is a child of smemv-run: kill the process itself. Hosts share their pids, so
+# it is taken from the pager's file, not searched for.
+scenario_registered
 run_pid=${SCENARIO_PID[main-vm]}
-SCENARIO_PID[main-vm]=$(qemu_of_main | head -n 1)
+SCENARIO_PID[main-vm]=$(jq .pid "$(host_path main /run/smemv/pagerd/guest.vm.json)")
 fail_in_round_1 main-vm
 wait "$run_pid" 2>/dev/null || :
 vms_empty() {

@@ -101,11 +101,13 @@ no_sanitizer_complains() {
 	! grep -E '(Address|Leak|Thread)Sanitizer|runtime error:' "$LAB_DIR"/*.log "$LAB_DIR"/*.console
 }
 
-# The guests' RAM files belong to QEMU's user; all else must be gone.
+# The guests' RAM files belong to QEMU's user, and a source may ask for the pager's verdict for an
+# hour; all else must be gone.
 hosts_clean() {
 	local host left=''
 	for host in source main sub1 sub2; do
-		left+=$(host_run "$host" find /run /dev/shm -type f ! -name '*.ram' ! -name lock)
+		left+=$(host_run "$host" find /run /dev/shm -type f ! -name '*.ram' ! -name lock \
+			! -name verdicts.json)
 	done
 	[[ -z $left ]] || {
 		echo "$left" >&2

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/remote.h"
+#include "client/settle.h"
 #include "client/uffd.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -192,6 +193,197 @@ Test(pagemap, the_checksum_fits_its_field_and_sees_single_bits)
 	}
 	cr_assert_leq(same, 1, "%u of 4682 changes unnoticed", same);
 	cr_assert_eq(smv_page_checksum(page), sum);
+}
+
+struct map_file {
+	char dir[40], path[60];
+	uint64_t id;
+};
+
+/* 513 pages of "my-vm", each in a slot of its own. */
+static void map_file_create(struct map_file *f)
+{
+	struct smv_pagemap map;
+
+	strcpy(f->dir, "/tmp/smemv-pagemap-XXXXXX");
+	cr_assert(mkdtemp(f->dir));
+	snprintf(f->path, sizeof(f->path), "%s/map", f->dir);
+	cr_assert_eq(smv_pagemap_create(f->path, "my-vm", 513, &map, NULL), 0);
+	for (uint64_t page = 0; page < 513; page++)
+		smv_pagemap_set(
+			&map, page, smv_word(page % 2 ? SMV_PAGE_COLD : SMV_PAGE_LOCAL, page, 7));
+	f->id = smv_pagemap_id(&map);
+	smv_pagemap_destroy(&map);
+}
+
+static void map_file_remove(struct map_file *f)
+{
+	unlink(f->path);
+	rmdir(f->dir);
+}
+
+Test(pagemap, a_map_is_loaded_as_it_was_left)
+{
+	struct map_file f;
+	struct smv_pagemap map;
+	struct smv_error err = {0};
+
+	map_file_create(&f);
+	cr_assert_eq(
+		smv_pagemap_load(f.path, "my-vm", 513, f.id, &map, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_pagemap_count(&map, SMV_PAGE_COLD), 256);
+	cr_assert_eq(smv_pagemap_count(&map, SMV_PAGE_LOCAL), 257);
+	cr_assert_eq(smv_pagemap_count(&map, SMV_PAGE_UNKNOWN), 0);
+	cr_assert_eq(smv_pagemap_get(&map, 511), smv_word(SMV_PAGE_COLD, 511, 7));
+	/* What is changed is in the file. */
+	smv_pagemap_set(&map, 511, smv_word(SMV_PAGE_LOST, 511, 7));
+	smv_pagemap_destroy(&map);
+	cr_assert_eq(smv_pagemap_load(f.path, "my-vm", 513, f.id, &map, &err), 0);
+	cr_assert_eq(smv_pagemap_count(&map, SMV_PAGE_LOST), 1);
+	smv_pagemap_destroy(&map);
+	map_file_remove(&f);
+}
+
+static void refused(
+	const struct map_file *f, const char *vm, uint64_t nr_pages, uint64_t id, const char *why)
+{
+	struct smv_pagemap map;
+	struct smv_error err = {0};
+
+	cr_assert_lt(smv_pagemap_load(f->path, vm, nr_pages, id, &map, &err), 0, "%s", why);
+	cr_assert_eq(err.code, SMV_DATA_LOSS, "%s", err.message);
+	cr_assert(strstr(err.message, why), "%s", err.message);
+	cr_assert(strstr(err.message, f->path));
+	cr_assert(strstr(err.hint, "end the VM"));
+	cr_assert_null(map.mapping);
+}
+
+static void poke(const struct map_file *f, size_t offset, unsigned char change)
+{
+	FILE *file = fopen(f->path, "r+");
+	int byte;
+
+	fseek(file, (long)offset, SEEK_SET);
+	byte = fgetc(file);
+	fseek(file, (long)offset, SEEK_SET);
+	fputc(byte ^ change, file);
+	fclose(file);
+}
+
+Test(pagemap, a_truncated_or_foreign_map_is_refused)
+{
+	struct map_file f;
+	const size_t whole = SMV_PAGEMAP_HEADER_BYTES + 513 * 8;
+	const size_t sizes[] = {0, 8, SMV_PAGEMAP_HEADER_BYTES, whole - 1, whole - 8, whole + 1};
+	const struct {
+		size_t offset;
+		const char *why;
+	} fields[] = {{0, "no page map"}, {8, "another version"}, {12, "another size"},
+		{16, "another size"}, {24, "another name"}};
+
+	map_file_create(&f);
+	refused(&f, "my-vm", 514, f.id, "bytes instead of");
+	refused(&f, "my-vm2", 513, f.id, "another name");
+	refused(&f, "my-v", 513, f.id, "another name");
+	refused(&f, "my-vm", 513, f.id ^ 1, "another migration");
+	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+		poke(&f, fields[i].offset, 1);
+		refused(&f, "my-vm", 513, f.id, fields[i].why);
+		poke(&f, fields[i].offset, 1);
+	}
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		cr_assert_eq(truncate(f.path, (off_t)sizes[i]), 0);
+		refused(&f, "my-vm", 513, f.id, "bytes instead of");
+	}
+	unlink(f.path);
+	refused(&f, "my-vm", 513, f.id, "No such file");
+	map_file_remove(&f);
+}
+
+/* --- settling ----------------------------------------------------------------------------- */
+
+Test(settle, every_row_of_the_table)
+{
+	enum { NONE = 1, VALID = 2 };
+	static const struct {
+		enum smv_page_state from;
+		bool data;
+		int flags; /* of the word before: NONE: no slot */
+		enum smv_page_state to;
+		int to_flags;
+	} rows[] = {
+		{SMV_PAGE_ZERO, false, NONE, SMV_PAGE_ZERO, NONE},
+		{SMV_PAGE_ZERO, true, NONE, SMV_PAGE_LOCAL, NONE | VALID},
+		{SMV_PAGE_LOCAL, true, 0, SMV_PAGE_LOCAL, 0},
+		{SMV_PAGE_LOCAL, true, VALID, SMV_PAGE_LOCAL, VALID},
+		{SMV_PAGE_LOCAL, true, NONE, SMV_PAGE_LOCAL, NONE},
+		{SMV_PAGE_LOCAL, true, NONE | VALID, SMV_PAGE_LOCAL, NONE | VALID},
+		{SMV_PAGE_LOCAL, false, 0, SMV_PAGE_LOST, 0},
+		{SMV_PAGE_LOCAL, false, VALID, SMV_PAGE_LOST, 0},
+		{SMV_PAGE_LOCAL, false, NONE | VALID, SMV_PAGE_LOST, NONE},
+		{SMV_PAGE_FETCHING, false, 0, SMV_PAGE_COLD, 0},
+		{SMV_PAGE_FETCHING, true, 0, SMV_PAGE_LOCAL, VALID},
+		{SMV_PAGE_OUT, true, 0, SMV_PAGE_LOCAL, 0},
+		{SMV_PAGE_OUT, true, VALID, SMV_PAGE_LOCAL, 0},
+		{SMV_PAGE_OUT, true, NONE | VALID, SMV_PAGE_LOCAL, NONE},
+		{SMV_PAGE_OUT, false, 0, SMV_PAGE_LOST, 0},
+		{SMV_PAGE_OUT, false, VALID, SMV_PAGE_LOST, 0},
+		{SMV_PAGE_OUT, false, NONE, SMV_PAGE_LOST, NONE},
+		{SMV_PAGE_SAVED, true, VALID, SMV_PAGE_LOCAL, VALID},
+		{SMV_PAGE_SAVED, true, NONE | VALID, SMV_PAGE_LOCAL, NONE | VALID},
+		{SMV_PAGE_SAVED, false, VALID, SMV_PAGE_COLD, 0},
+		{SMV_PAGE_SAVED, false, NONE | VALID, SMV_PAGE_ZERO, NONE},
+		{SMV_PAGE_COLD, false, 0, SMV_PAGE_COLD, 0},
+		{SMV_PAGE_COLD, true, 0, SMV_PAGE_COLD, 0},
+		{SMV_PAGE_LOST, false, 0, SMV_PAGE_LOST, 0},
+		{SMV_PAGE_LOST, true, NONE, SMV_PAGE_LOST, NONE},
+	};
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		uint64_t slot = rows[i].flags & NONE ? SMV_SLOT_NONE : 42;
+		smv_page_word from =
+			smv_word(rows[i].from, slot, rows[i].from == SMV_PAGE_ZERO ? 0 : 5);
+
+		from |= rows[i].flags & VALID ? SMV_WORD_REMOTE_VALID : 0;
+		cr_assert_null(smv_settle_check(from), "row %zu", i);
+		for (int activity = 0; activity < 3; activity++) {
+			smv_page_word word = smv_word_with_activity(
+					      from, rows[i].from == SMV_PAGE_LOCAL
+							    ? (enum smv_page_activity)activity
+							    : SMV_PAGE_ACTIVE),
+				      to = smv_settle_word(word | SMV_WORD_WAITER, rows[i].data);
+
+			cr_assert_eq(smv_word_state(to), rows[i].to, "row %zu: %s", i,
+				smv_page_state_name(smv_word_state(to)));
+			cr_assert_eq(smv_word_slot(to),
+				rows[i].to_flags & NONE ? SMV_SLOT_NONE : 42, "row %zu", i);
+			cr_assert_eq(!!(to & SMV_WORD_REMOTE_VALID), !!(rows[i].to_flags & VALID),
+				"row %zu", i);
+			cr_assert_not(to & SMV_WORD_WAITER);
+			cr_assert_eq(smv_word_activity(to), SMV_PAGE_ACTIVE);
+			if (rows[i].to == SMV_PAGE_COLD)
+				cr_assert_eq(smv_word_checksum(to), 5);
+			/* Twice is once. COLD with data is punched in between. */
+			cr_assert_eq(smv_settle_word(to,
+					     rows[i].to == SMV_PAGE_COLD ? false : rows[i].data),
+				to, "row %zu", i);
+		}
+	}
+	cr_assert_eq(smv_settle_word(0, false), 0);
+	cr_assert_eq(smv_settle_word(0, true), 0);
+}
+
+Test(settle, words_that_no_pager_leaves_are_seen)
+{
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_NR_STATES, 1, 0)));
+	cr_assert(smv_settle_check(smv_word(15, 1, 0)));
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_COLD, SMV_SLOT_NONE, 0)));
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_FETCHING, SMV_SLOT_NONE, 0)));
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_ZERO, 3, 0)));
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_SAVED, 3, 0)));
+	cr_assert(smv_settle_check(smv_word(SMV_PAGE_UNKNOWN, 3, 0)));
+	cr_assert(smv_settle_check(smv_word_with_activity(smv_word(SMV_PAGE_LOCAL, 3, 0), 3)));
+	cr_assert_null(smv_settle_check(0));
 }
 
 /* --- slots -------------------------------------------------------------------------------- */
@@ -715,8 +907,6 @@ Test(pager, pages_of_zeros_need_no_slot)
 	lab_close();
 }
 
-/* --- losses and outages ------------------------------------------------------------------- */
-
 static uint64_t victim;
 
 static void *touch_victim(void *arg)
@@ -762,6 +952,255 @@ static void lose_victim(void)
 	cr_assert_eq(lab.mismatches, 0);
 	stub_lab_destroy(&lab);
 }
+
+/* --- takeover ----------------------------------------------------------------------------- */
+
+/* The n-th page after @from that is in this state. */
+static uint64_t page_in(enum smv_page_state state, uint64_t from)
+{
+	while (smv_word_state(smv_pagemap_get(&lab.map, from)) != state)
+		from++;
+	return from;
+}
+
+static void put_in_file(uint64_t page, uint32_t version, bool wp)
+{
+	char data[SMV_PAGE_SIZE] __attribute__((aligned(SMV_PAGE_SIZE)));
+
+	stub_page_fill(&lab, data, page, version);
+	cr_assert_eq(smv_uffd_copy(lab.vm.uffd, (uint64_t)(uintptr_t)stub_vm_page(&lab.vm, page),
+			     data, wp),
+		0);
+}
+
+static uint64_t fresh_slot(void)
+{
+	uint64_t slot;
+
+	cr_assert_eq(smv_slots_alloc(&lab.slots, 1, &slot), 1);
+	return slot;
+}
+
+/* What an acknowledged write leaves behind. */
+static smv_page_word saved_copy(uint64_t page, uint64_t slot)
+{
+	unsigned char *data = stub_slot(lab.hosts, &lab.backing, slot);
+
+	stub_page_fill(&lab, data, page, lab.versions[page]);
+	return smv_word(SMV_PAGE_SAVED, slot, smv_page_checksum(data)) | SMV_WORD_REMOTE_VALID;
+}
+
+static void punch_page(uint64_t page)
+{
+	cr_assert_eq(madvise(stub_vm_page(&lab.vm, page), SMV_PAGE_SIZE, MADV_REMOVE), 0);
+}
+
+static void zap_page(uint64_t page)
+{
+	cr_assert_eq(
+		stub_vm_zap(NULL, (uint64_t)(uintptr_t)stub_vm_page(&lab.vm, page), SMV_PAGE_SIZE),
+		0);
+}
+
+static uint64_t left_page;
+
+static void *touch_left_page(void *arg)
+{
+	stub_read(arg, left_page);
+	return NULL;
+}
+
+/* A thread faults, and the pager dies with its message. */
+static void fault_and_forget(uint64_t page, pthread_t *thread)
+{
+	struct pollfd fd = {.fd = lab.vm.uffd, .events = POLLIN};
+	struct uffd_msg msg;
+
+	left_page = page;
+	cr_assert_eq(pthread_create(thread, NULL, touch_left_page, &lab), 0);
+	cr_assert_eq(poll(&fd, 1, 5000), 1);
+	cr_assert_eq(read(lab.vm.uffd, &msg, sizeof(msg)), sizeof(msg));
+}
+
+Test(takeover, every_state_on_the_way_is_settled_and_served)
+{
+	struct stub_options o = usual;
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+	uint64_t p[12], cold = 0, hot = 0, zero = 0, n;
+	pthread_t waiter;
+	smv_page_word w;
+
+	o.nr_blocks = 2;
+	o.nr_extents = NR_RANGES + 2;
+	lab_open(o);
+	for (int i = 0; i < 4; i++) {
+		p[i] = cold = page_in(SMV_PAGE_COLD, cold + 1);
+		p[4 + i] = hot = page_in(SMV_PAGE_LOCAL, hot + 1);
+		p[8 + i] = zero = page_in(SMV_PAGE_ZERO, zero + 1);
+	}
+	/* FETCHING: not done; with a waiter whose message is lost; done; done and written since. */
+	for (int i = 0; i < 4; i++) {
+		w = smv_pagemap_get(&lab.map, p[i]);
+		smv_pagemap_set(&lab.map, p[i], smv_word_with_state(w, SMV_PAGE_FETCHING));
+	}
+	fault_and_forget(p[1], &waiter);
+	w = smv_pagemap_get(&lab.map, p[1]);
+	smv_pagemap_set(&lab.map, p[1], w | SMV_WORD_WAITER);
+	put_in_file(p[2], 1, true);
+	put_in_file(p[3], 1, true);
+	stub_write(&lab, p[3], 77);
+	/* OUT, its slot half written; SAVED; SAVED and punched; ZAPPING. */
+	for (int i = 4; i < 8; i++)
+		zap_page(p[i]);
+	n = fresh_slot();
+	memset(stub_slot(lab.hosts, &lab.backing, n), 0x66, 100);
+	smv_pagemap_set(&lab.map, p[4], smv_word(SMV_PAGE_OUT, n, 1) | SMV_WORD_REMOTE_VALID);
+	smv_pagemap_set(&lab.map, p[5], saved_copy(p[5], fresh_slot()));
+	smv_pagemap_set(&lab.map, p[6], saved_copy(p[6], fresh_slot()));
+	punch_page(p[6]);
+	w = smv_pagemap_get(&lab.map, p[7]);
+	smv_pagemap_set(&lab.map, p[7], smv_word_with_activity(w, SMV_PAGE_ZAPPING));
+	/* ZERO: placed; placed and written; SAVED as zeros and punched; COLD, and data is there. */
+	put_in_file(p[8], 0, true);
+	put_in_file(p[9], 0, false);
+	stub_write(&lab, p[9], 78);
+	smv_pagemap_set(&lab.map, p[10],
+		smv_word(SMV_PAGE_SAVED, SMV_SLOT_NONE, 0) | SMV_WORD_REMOTE_VALID);
+	p[11] = page_in(SMV_PAGE_COLD, cold + 1);
+	put_in_file(p[11], 1234, false);
+	zap_page(p[11]);
+
+	cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
+	cr_assert_eq(report.fetching, 4);
+	cr_assert_eq(report.out, 1);
+	cr_assert_eq(report.saved, 3);
+	cr_assert_eq(report.placed, 2);
+	cr_assert_eq(report.punched, 1);
+	cr_assert_eq(report.lost, 0);
+	cr_assert_eq(stub_audit(&lab), 0);
+	stub_lab_start(&lab);
+	pthread_join(waiter, NULL);
+	stub_run(&lab, stub_read_all);
+	cr_assert_eq(lab.mismatches, 0);
+	stub_stress_start(&lab);
+	stub_watch(&lab, 500);
+	stub_stress_stop(&lab);
+	stub_run(&lab, stub_read_all);
+	cr_assert_eq(lab.mismatches, 0);
+	cr_assert_leq(lab.max_resident, BUDGET + SMV_EVICT_BATCH);
+	lab_close();
+}
+
+static void out_and_gone(struct smv_taken_over *report)
+{
+	struct smv_error err = {0};
+
+	lab_open(usual);
+	smv_log_set_level(-1);
+	victim = page_in(SMV_PAGE_LOCAL, 0);
+	zap_page(victim);
+	punch_page(victim);
+	smv_pagemap_set(&lab.map, victim,
+		smv_word_with_state(smv_pagemap_get(&lab.map, victim), SMV_PAGE_OUT));
+	cr_assert_eq(stub_lab_take_over(&lab, report, &err), 0, "%s", err.message);
+	stub_lab_start(&lab);
+}
+
+Test(takeover, an_evicted_page_that_is_gone_is_lost_and_never_zeros)
+{
+	struct smv_taken_over report;
+
+	out_and_gone(&report);
+	cr_assert_eq(report.lost, 1);
+	cr_assert(victim_is_lost());
+	lose_victim();
+}
+
+Test(takeover, a_broken_map_is_refused_and_left_as_it_is)
+{
+	struct stub_options o = usual;
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+	uint64_t a, b, sum = 0, after = 0;
+	smv_page_word good;
+
+	lab_open(o);
+	smv_log_set_level(-1);
+	a = page_in(SMV_PAGE_COLD, 0);
+	b = page_in(SMV_PAGE_COLD, a + 1);
+	/* One that a takeover would settle. */
+	smv_pagemap_set(
+		&lab.map, a, smv_word_with_state(smv_pagemap_get(&lab.map, a), SMV_PAGE_FETCHING));
+	good = smv_pagemap_get(&lab.map, b);
+	const smv_page_word bad[] = {
+		smv_word_with_slot(good, smv_word_slot(smv_pagemap_get(&lab.map, a))),
+		smv_word_with_slot(good, o.nr_extents * SMV_EXTENT_PAGES),
+		smv_word_with_slot(good, SMV_SLOT_NONE), smv_word_with_state(good, 13)};
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		atomic_store(&lab.map.words[b], bad[i]);
+		sum = after = 0;
+		for (uint64_t page = 0; page < NR_PAGES; page++)
+			sum += smv_pagemap_get(&lab.map, page) * (page + 1);
+		cr_assert_lt(stub_lab_take_over(&lab, &report, &err), 0, "case %zu", i);
+		cr_assert_eq(err.code, SMV_DATA_LOSS);
+		cr_assert(strstr(err.hint, "end the VM"));
+		for (uint64_t page = 0; page < NR_PAGES; page++)
+			after += smv_pagemap_get(&lab.map, page) * (page + 1);
+		cr_assert_eq(sum, after);
+	}
+	atomic_store(&lab.map.words[b], good);
+	cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
+	stub_lab_start(&lab);
+	stub_run(&lab, stub_read_all);
+	cr_assert_eq(lab.mismatches, 0);
+	lab_close();
+}
+
+static bool victim_was_read(void)
+{
+	return lab.checks > 0;
+}
+
+Test(takeover, a_sub_host_that_is_away_holds_up_only_its_own_pages)
+{
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+	struct stub_options o = usual;
+	pthread_t thread;
+	uint64_t away = 0;
+
+	o.transport = "tcp";
+	lab_open(o);
+	smv_log_set_level(-1);
+	do
+		away = page_in(SMV_PAGE_COLD, away + 1);
+	while (smv_backing_locate(&lab.backing, smv_word_slot(smv_pagemap_get(&lab.map, away)))
+			.sub_host != 1);
+	do
+		victim = page_in(SMV_PAGE_COLD, victim + 1);
+	while (smv_backing_locate(&lab.backing, smv_word_slot(smv_pagemap_get(&lab.map, victim)))
+			.sub_host != 0);
+	stub_host_down(&lab.hosts[1]);
+	cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
+	stub_lab_start(&lab);
+	stub_run(&lab, touch_victim);
+	left_page = away;
+	lab.checks = 0;
+	cr_assert_eq(pthread_create(&thread, NULL, touch_left_page, &lab), 0);
+	smv_sleep_ms(300);
+	cr_assert_eq(lab.checks, 0);
+	cr_assert(trouble_has("sub-host-1"), "%s", lab.stats.trouble);
+	stub_host_up(&lab.hosts[1]);
+	wait_for(victim_was_read, 10);
+	pthread_join(thread, NULL);
+	stub_run(&lab, stub_read_all);
+	cr_assert_eq(lab.mismatches, 0);
+	lab_close();
+}
+
+/* --- losses and outages ------------------------------------------------------------------- */
 
 Test(pager, a_page_with_a_wrong_checksum_is_lost_and_never_served)
 {
@@ -871,6 +1310,17 @@ Test(pager_faults, pages_that_stay_mapped_while_they_are_evicted_are_noticed)
 	stub_stress_start(&lab);
 	wait_for(mismatches_found, 10);
 	stub_stress_stop(&lab);
+	stub_lab_destroy(&lab);
+}
+
+Test(pager_faults, a_lost_page_that_is_settled_as_zeros_is_noticed)
+{
+	struct smv_taken_over report;
+
+	setenv("SMEMV_FAULT", "settle-hole-is-zero", 1);
+	out_and_gone(&report);
+	stub_run(&lab, touch_victim);
+	cr_assert_gt(lab.mismatches, 0);
 	stub_lab_destroy(&lab);
 }
 

@@ -303,17 +303,24 @@ static void place_pages(struct stub_lab *lab)
 	}
 }
 
-void stub_lab_create(struct stub_lab *lab, const struct stub_options *o)
+static void make_pager(struct stub_lab *lab)
 {
 	struct smv_pager_config config = {.name = "stub",
 		.ram = &lab->vm.ram,
 		.map = &lab->map,
 		.slots = &lab->slots,
 		.backing = &lab->backing,
+		.uffd = lab->vm.uffd,
+		.pagemap_fd = lab->vm.pagemap_fd,
 		.zap = stub_vm_zap,
-		.budget_pages = o->budget_pages,
+		.budget_pages = lab->o.budget_pages,
 		.timeout_ms = 2000};
 
+	must(smv_pager_create(&config, &lab->pager, NULL) == 0);
+}
+
+void stub_lab_create(struct stub_lab *lab, const struct stub_options *o)
+{
 	memset(lab, 0, sizeof(*lab));
 	lab->o = *o;
 	/* Sub-hosts of different sizes: a third and the rest. */
@@ -322,18 +329,16 @@ void stub_lab_create(struct stub_lab *lab, const struct stub_options *o)
 	stub_backing_create(&lab->backing, lab->hosts, STUB_HOSTS);
 	must(smv_backing_spread(&lab->backing, 2) == 0 && lab->backing.nr_extents == o->nr_extents);
 	must(smv_slots_create(o->nr_extents, &lab->slots) == 0);
-	must(smv_pagemap_create(NULL, "stub", o->nr_pages, &lab->map, NULL) == 0);
+	must(smv_pagemap_create(o->map_path, "stub", o->nr_pages, &lab->map, NULL) == 0);
 	stub_vm_create(&lab->vm, o->nr_blocks, o->nr_pages, SMV_UFFD_PAGE,
 		UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
 			UFFDIO_REGISTER_MODE_WP);
-	config.uffd = lab->vm.uffd;
-	config.pagemap_fd = lab->vm.pagemap_fd;
 	lab->versions = calloc(o->nr_pages, sizeof(*lab->versions));
 	lab->locks = calloc(o->nr_pages, sizeof(*lab->locks));
 	must(lab->versions && lab->locks);
 	for (uint64_t page = 0; page < o->nr_pages; page++)
 		pthread_rwlock_init(&lab->locks[page], NULL);
-	must(smv_pager_create(&config, &lab->pager, NULL) == 0);
+	make_pager(lab);
 	place_pages(lab);
 	lab->min_free_slots = lab->slots.nr_free;
 }
@@ -345,6 +350,16 @@ void stub_lab_start(struct stub_lab *lab)
 	if (smv_pager_start(lab->pager, &err) < 0)
 		fprintf(stderr, "%s\n", err.message);
 	must(err.code == SMV_OK);
+}
+
+int stub_lab_take_over(struct stub_lab *lab, struct smv_taken_over *report, struct smv_error *err)
+{
+	if (lab->pager)
+		stub_lab_stop(lab);
+	smv_slots_destroy(&lab->slots);
+	must(smv_slots_create(lab->o.nr_extents, &lab->slots) == 0);
+	make_pager(lab);
+	return smv_pager_take_over(lab->pager, report, err);
 }
 
 void stub_lab_stop(struct stub_lab *lab)
@@ -414,6 +429,14 @@ static uint64_t pick(struct stub_lab *lab, uint64_t *random, uint64_t *step)
 	return dice < 8 ? where % n : lab->convoy++ / STUB_THREADS * 7 % n;
 }
 
+static void note_time(struct stub_lab *lab, uint64_t ns)
+{
+	uint64_t slowest = lab->slowest_ns;
+
+	while (ns > slowest && !atomic_compare_exchange_weak(&lab->slowest_ns, &slowest, ns))
+		;
+}
+
 static void *stress(void *arg)
 {
 	struct stub_lab *lab = arg;
@@ -424,6 +447,7 @@ static void *stress(void *arg)
 		uint64_t page = pick(lab, &random, &step), dice = next_random(&random);
 		bool write = dice % 100 < lab->o.write_percent;
 		bool zero = (dice >> 8) % 100 < lab->o.zero_percent;
+		uint64_t start = smv_now_ns();
 
 		if (write)
 			pthread_rwlock_wrlock(&lab->locks[page]);
@@ -435,6 +459,7 @@ static void *stress(void *arg)
 		if (write)
 			write_locked(lab, page, zero ? 0 : (uint32_t)next_random(&random) | 1);
 		pthread_rwlock_unlock(&lab->locks[page]);
+		note_time(lab, smv_now_ns() - start);
 	}
 	return NULL;
 }

@@ -76,6 +76,7 @@ struct stub_options {
 		hot_percent; /* of the pages, within the pager's credit; some in two versions */
 	unsigned int zero_percent; /* of the pages, and of the rewrites */
 	unsigned int write_percent;
+	const char *map_path; /* NULL: the page map is in no file */
 };
 
 struct stub_lab {
@@ -93,7 +94,8 @@ struct stub_lab {
 	unsigned int nr_threads;
 	_Atomic bool stop;
 	_Atomic uint64_t checks, mismatches;
-	_Atomic uint64_t convoy; /* accesses by all threads one behind the other */
+	_Atomic uint64_t convoy;     /* accesses by all threads one behind the other */
+	_Atomic uint64_t slowest_ns; /* the longest that a thread of the stress waited for a page */
 	uint64_t max_resident, min_free_slots;
 	char trouble[200];            /* the last one seen by stub_watch() */
 	struct smv_pager_stats stats; /* from stub_lab_stop() */
@@ -102,6 +104,9 @@ struct stub_lab {
 /** stub_lab_create - sub-hosts, VM, and a pager with its pages installed; it does not serve yet. */
 void stub_lab_create(struct stub_lab *lab, const struct stub_options *options);
 void stub_lab_start(struct stub_lab *lab);
+/** stub_lab_take_over - a new pager goes on with the map, as after the end of the one before; then
+ * stub_lab_start(). 0 or why it is refused, in @err. */
+int stub_lab_take_over(struct stub_lab *lab, struct smv_taken_over *report, struct smv_error *err);
 /** stub_lab_stop - ends the pager and keeps its last statistics. */
 void stub_lab_stop(struct stub_lab *lab);
 void stub_lab_destroy(struct stub_lab *lab);

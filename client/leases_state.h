@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Leases that outlive the process which asked for them: written down as JSON, read back by its
+ * successor, who fences them before it uses them.
+ */
+#ifndef SMV_CLIENT_LEASES_STATE_H
+#define SMV_CLIENT_LEASES_STATE_H
+
+#include "client/leases.h"
+
+#include <jansson.h>
+
+/** smv_leases_to_json - all that smv_leases_from_json() needs; a new reference or NULL. It holds
+ * the ticket keys: whoever reads it can read and write the memory. The extent table is not in it.
+ */
+json_t *smv_leases_to_json(const struct smv_leases *leases, const struct smv_backing *backing);
+
+/**
+ * smv_leases_from_json - nobody is asked. On failure nothing is left to free.
+ * @transport: over which the data connections go
+ * @timeout_ms: of each later call to a sub-host
+ */
+int smv_leases_from_json(const json_t *json, const struct smv_transport *transport,
+	unsigned int timeout_ms, struct smv_leases *leases, struct smv_backing *backing,
+	struct smv_error *err);
+
+/** smv_leases_forget - free what hangs in both, but give no lease back: for a successor. */
+void smv_leases_forget(struct smv_leases *leases, struct smv_backing *backing);
+
+/**
+ * smv_leases_fence_each - fence all sub-hosts at once, each for itself, at the present epoch.
+ *
+ * @fenced: one per sub-host; those that are true already are left alone, those that answer become
+ * true. One that is not fenced refuses data connections, because the tickets are of an epoch that
+ * it has not: it is never used unfenced.
+ * @refresh: also take over the registrations of the segments as the server tells them; only while
+ * no thread uses the backing
+ * @timeout_ms: for all of them together
+ *
+ * Returns how many are not fenced yet, and in @err why one of them is not.
+ */
+unsigned int smv_leases_fence_each(struct smv_leases *leases, struct smv_backing *backing,
+	bool *fenced, bool refresh, unsigned int timeout_ms, struct smv_error *err);
+
+#endif

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Going on with the page map of a pager that died. */
+#include "client/pager_internal.h"
+#include "client/settle.h"
+#include "client/uffd.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <unistd.h>
+
+static int broken(const struct smv_pager *p, uint64_t page, const char *why, struct smv_error *err)
+{
+	return smv_fail(err, SMV_DATA_LOSS, "page-map",
+		"Nothing was changed, the VM waits as it is. If there is a good copy of its page "
+		"map, "
+		"put it in place and start smemv-pagerd again; else end the VM.",
+		"the page map of VM '%s' is broken: page %lu (word %016lx): %s", p->c.name, page,
+		smv_pagemap_get(p->c.map, page), why);
+}
+
+/* Look at all words before any is changed, and take the slots that they name. */
+static int check_words(struct smv_pager *p, struct smv_error *err)
+{
+	struct smv_pagemap *map = p->c.map;
+
+	for (uint64_t page = 0; page < map->nr_pages; page++) {
+		smv_page_word word = smv_pagemap_get(map, page);
+		const char *why = smv_settle_check(word);
+		int r = 0;
+
+		if (!why && smv_word_state(word) != SMV_PAGE_UNKNOWN &&
+			smv_word_slot(word) != SMV_SLOT_NONE)
+			r = smv_slots_take(p->c.slots, smv_word_slot(word));
+		if (why || r < 0)
+			return broken(p, page,
+				why            ? why
+				: r == -EEXIST ? "its slot has another owner"
+					       : "its slot does not exist",
+				err);
+	}
+	return 0;
+}
+
+static void count(struct smv_taken_over *report, smv_page_word old, smv_page_word new, bool data)
+{
+	enum smv_page_state state = smv_word_state(old);
+
+	report->fetching += state == SMV_PAGE_FETCHING;
+	report->out += state == SMV_PAGE_OUT;
+	report->saved += state == SMV_PAGE_SAVED;
+	report->placed += state == SMV_PAGE_ZERO && data;
+	report->lost += state != SMV_PAGE_LOST && smv_word_state(new) == SMV_PAGE_LOST;
+}
+
+static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv_taken_over *report,
+	struct smv_error *err)
+{
+	smv_page_word old = smv_pagemap_get(p->c.map, page), new = smv_settle_word(old, data);
+	struct smv_page_at at = smv_page_at(p, page);
+
+	count(report, old, new, data);
+	if (data && smv_word_state(new) == SMV_PAGE_COLD) {
+		if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset,
+			    SMV_PAGE_SIZE) < 0)
+			return smv_fail(err, SMV_INTERNAL, "punch", NULL,
+				"cannot punch page %lu out of the RAM file of VM '%s': %s", page,
+				p->c.name, strerror(errno));
+		report->punched++;
+	}
+	if (smv_word_state(new) == SMV_PAGE_LOCAL) {
+		atomic_fetch_add(&p->range_local[page / SMV_EXTENT_PAGES], 1);
+		atomic_fetch_sub(&p->frames_free, 1);
+	}
+	if (new != old)
+		smv_pagemap_set(p->c.map, page, new);
+	return 0;
+}
+
+/* The end of the run of data or holes that begins at page @page of the block; *data says which. */
+static int run_end(const struct smv_ram_block *b, uint64_t page, uint64_t *end, bool *data)
+{
+	off_t at = (off_t)(b->file_offset + page * SMV_PAGE_SIZE), next;
+
+	*end = b->nr_pages;
+	next = lseek(b->fd, at, SEEK_DATA);
+	if (next < 0 && errno != ENXIO)
+		return -errno;
+	*data = next == at;
+	if (*data)
+		next = lseek(b->fd, at, SEEK_HOLE);
+	if (*data && next < 0)
+		return -errno;
+	if (next >= 0 && (uint64_t)next < b->file_offset + b->size_bytes)
+		*end = ((uint64_t)next - b->file_offset) / SMV_PAGE_SIZE;
+	return 0;
+}
+
+static int settle_block(struct smv_pager *p, const struct smv_ram_block *b,
+	struct smv_taken_over *report, struct smv_error *err)
+{
+	uint64_t page = 0, end;
+	bool data = false;
+	int r = 0;
+
+	while (page < b->nr_pages && r == 0) {
+		if (run_end(b, page, &end, &data) < 0)
+			return smv_fail(err, SMV_INTERNAL, "ram-file", NULL,
+				"cannot see what the RAM file of block '%s' of VM '%s' holds: %s",
+				b->id, p->c.name, strerror(errno));
+		while (page < end && r == 0)
+			r = settle_page(p, b->first_page + page++, data, report, err);
+	}
+	return r;
+}
+
+int smv_pager_take_over(struct smv_pager *p, struct smv_taken_over *report, struct smv_error *err)
+{
+	int r = check_words(p, err);
+
+	memset(report, 0, sizeof(*report));
+	for (unsigned int i = 0; i < p->c.ram->nr_blocks && r == 0; i++)
+		r = settle_block(p, &p->c.ram->blocks[i], report, err);
+	if (r < 0)
+		return r;
+	if (report->lost)
+		smv_log_error(
+			"VM '%s': %lu pages are LOST: nothing is in its RAM file where the page "
+			"map says that they are; threads that touch them wait",
+			p->c.name, report->lost);
+	if (smv_pagemap_count(p->c.map, SMV_PAGE_LOST))
+		smv_pager_set_trouble(
+			p, SMV_TROUBLE_LOST, "a page is lost; threads that touch it wait for ever");
+	p->taken_over = true;
+	return 0;
+}
+
+void smv_pager_wake_all(struct smv_pager *p)
+{
+	for (unsigned int i = 0; i < p->c.ram->nr_blocks; i++) {
+		const struct smv_ram_block *b = &p->c.ram->blocks[i];
+		int r = smv_uffd_wake(p->c.uffd, b->host_addr, b->size_bytes);
+
+		if (r < 0 && r != -ESRCH)
+			smv_log_error("VM '%s': cannot wake the waiters of RAM block '%s': %s",
+				p->c.name, b->id, strerror(-r));
+	}
+}

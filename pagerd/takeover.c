@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Takeover: a pager goes on with the VMs of one that ended, however it ended. It holds the lock of
+ * the state directory, so no thread of the old one lives any more. Per VM:
+ *
+ *   1. Is the process alive, and the same? Else its leases are released, its files removed.
+ *   2. The shim's userfaultfd (QEMU has kept it open, so faults have waited), the RAM files.
+ *   3. By the log of verdicts: a migration that was open is aborted. A VM that waits, waits on. For
+ *      one that is committed:
+ *   4. A new epoch, written down, then fencing: from then on no write of the old pager can arrive.
+ * A sub-host that is away is fenced later, and till then refuses our tickets.
+ *   5. The page map is checked, then settled (client/settle.h).
+ *   6. Serve; wake all waiters, whose messages the old pager may have read.
+ *   7. Only now QMP, and with patience: a thread that waited for a page may have held QEMU's lock.
+ */
+#include "client/leases_state.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "pagerd/migration.h"
+#include "pagerd/state.h"
+#include "pagerd/verdicts.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LEASE_TIMEOUT_MS 5000
+#define FENCE_TIMEOUT_MS 2000
+#define RELEASE_TIMEOUT_MS 2000
+
+static uint64_t hex_of(const json_t *state, const char *key)
+{
+	const char *text = json_string_value(json_object_get(state, key));
+
+	return text ? strtoull(text, NULL, 16) : 0;
+}
+
+/* 0; -ESRCH only on proof that it has ended, because then its memory is given back. */
+static int find_process(struct smv_vm *vm)
+{
+	struct smv_process now;
+	int r = 0;
+
+	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->process.pid, 0);
+	if (vm->pidfd < 0)
+		return -errno;
+	if (smv_process_identify(vm->process.pid, &now) < 0)
+		r = smv_vm_is_alive(vm) ? -EIO : -ESRCH;
+	else if (now.start_time != vm->process.start_time)
+		r = -ESRCH; /* the pid is another's now */
+	if (r < 0) {
+		close(vm->pidfd);
+		vm->pidfd = -1;
+	}
+	return r;
+}
+
+static int read_identity(struct smv_vm *vm, json_t *state, struct smv_error *err)
+{
+	const char *name, *qmp, *shim;
+	int version, pid;
+
+	if (json_unpack(state, "{s:i, s:s, s:i, s:s, s:s}", "version", &version, "name", &name,
+		    "pid", &pid, "qmp_path", &qmp, "shim_path", &shim) < 0 ||
+		version != 1 || pid <= 0 || strcmp(name, vm->name) != 0 ||
+		strlen(qmp) >= sizeof(vm->qmp_path) || strlen(shim) >= sizeof(vm->shim_path))
+		return smv_fail(
+			err, SMV_DATA_LOSS, "vm-state", NULL, "it is broken or of another version");
+	vm->process = (struct smv_process){pid, hex_of(state, "start_time")};
+	strcpy(vm->qmp_path, qmp);
+	strcpy(vm->shim_path, shim);
+	return 0;
+}
+
+static int read_leases(struct smv_vm *vm, const json_t *state, struct smv_error *err)
+{
+	const json_t *leases = json_object_get(state, "leases");
+	const char *name = json_string_value(json_object_get(state, "transport"));
+	const char *reason = json_string_value(json_object_get(state, "transport_reason"));
+	const struct smv_transport *transport = name ? smv_transport_find(name) : NULL;
+	int r;
+
+	if (!leases)
+		return 0;
+	if (!transport)
+		return smv_fail(err, SMV_REFUSED, "no-transport",
+			"Start an smemv-pagerd that has it.",
+			"VM '%s' uses the transport '%.20s', which this build has not", vm->name,
+			name ? name : "");
+	r = smv_leases_from_json(
+		leases, transport, LEASE_TIMEOUT_MS, &vm->leases, &vm->backing, err);
+	if (r < 0)
+		return r;
+	vm->backed = true;
+	vm->map_id = hex_of(state, "map_id");
+	vm->budget_bytes = (uint64_t)json_integer_value(json_object_get(state, "budget_bytes"));
+	snprintf(vm->transport_reason, sizeof(vm->transport_reason), "%s", reason ? reason : "");
+	return 0;
+}
+
+/* Its process ended while nobody looked. */
+static void bury(struct smv_vm *vm)
+{
+	char path[400];
+
+	smv_log_info("VM '%s': QEMU's process has ended while no smemv-pagerd ran", vm->name);
+	vm->leases.timeout_ms = RELEASE_TIMEOUT_MS;
+	smv_vm_back_out(vm);
+	unlink(smv_vm_path(vm, "vm.json", path, sizeof(path)));
+}
+
+static int fence(struct smv_vm *vm, struct smv_error *err)
+{
+	struct smv_error why = {0};
+	int r;
+
+	vm->leases.epoch++;
+	/* A third pager must know of this epoch before the second one uses it. */
+	if ((r = smv_vm_save(vm, err)) < 0)
+		return r;
+	vm->nr_unfenced = smv_leases_fence_each(
+		&vm->leases, &vm->backing, vm->fenced, true, FENCE_TIMEOUT_MS, &why);
+	if (vm->nr_unfenced)
+		smv_log_warning("VM '%s': %s", vm->name, why.message);
+	return 0;
+}
+
+/* Serve a VM that runs here. */
+static int resume(struct smv_vm *vm, struct smv_error *err)
+{
+	struct smv_taken_over report;
+	uint64_t start = smv_now_ns();
+	char path[400];
+	int r;
+
+	if (!vm->backed || !vm->budget_bytes)
+		return smv_fail(err, SMV_DATA_LOSS, "leases", NULL,
+			"VM '%s' runs here, but nothing is written of its leases", vm->name);
+	if ((r = smv_vm_load_extents(vm, err)) < 0 || (r = smv_vm_attach_uffd(vm, true, err)) < 0 ||
+		(r = fence(vm, err)) < 0 ||
+		(r = smv_pagemap_load(smv_vm_path(vm, "map", path, sizeof(path)), vm->name,
+			 vm->ram.nr_pages, vm->map_id, &vm->map, err)) < 0)
+		return r;
+	if (smv_slots_create(vm->backing.nr_extents, &vm->slots) < 0)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	if ((r = smv_vm_make_pager(vm, err)) < 0 ||
+		(r = smv_pager_take_over(vm->pager, &report, err)) < 0 ||
+		(r = smv_pager_start(vm->pager, err)) < 0)
+		return r;
+	vm->renewed_ns = 0;
+	smv_log_info(
+		"VM '%s': taken over in %lu ms; pages on their way: %lu fetched, %lu evicted, %lu "
+		"saved, %lu placed; %lu punched, %lu lost; epoch %u",
+		vm->name, (unsigned long)((smv_now_ns() - start) / SMV_NS_PER_MS), report.fetching,
+		report.out, report.saved, report.placed, report.punched, report.lost,
+		vm->leases.epoch);
+	return 0;
+}
+
+/* It cannot be served: it waits, unharmed, and says why. */
+static void stall(struct smv_vm *vm, const struct smv_error *err)
+{
+	smv_pager_destroy(vm->pager);
+	vm->pager = NULL;
+	vm->nr_unfenced = 0;
+	snprintf(vm->trouble, sizeof(vm->trouble), "not taken over: %.380s", err->message);
+	smv_log_error("VM '%s' is %s %s", vm->name, vm->trouble, err->hint);
+}
+
+static const char *text_of(const json_t *state, const char *key)
+{
+	const char *text = json_string_value(json_object_get(state, key));
+
+	return text ? text : "";
+}
+
+static bool is_committed(const struct smv_vm *vm, const json_t *state)
+{
+	switch (smv_migration_verdict_of(vm->migration)) {
+	case SMV_VERDICT_COMMITTED:
+	case SMV_VERDICT_TOLD:
+		return true;
+	case SMV_VERDICT_NONE: /* long ago, or the log was lost: then the VM's own file counts */
+		return strcmp(text_of(state, "state"), "running") == 0;
+	case SMV_VERDICT_OPEN:
+	case SMV_VERDICT_ABORTED:
+		break;
+	}
+	return false;
+}
+
+static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
+{
+	const char *was = text_of(state, "state");
+	int r = smv_vm_attach_process(vm, err);
+
+	if (r == 0)
+		r = smv_vm_open_ram(vm, state, err);
+	if (vm->migration && is_committed(vm, state)) {
+		vm->state = SMV_VM_RUNNING;
+		if (r == 0)
+			r = resume(vm, err);
+		if (r < 0)
+			stall(vm, err);
+		/* Nothing has run here: the source may still have it. */
+		if (r < 0 && smv_migration_verdict_of(vm->migration) == SMV_VERDICT_COMMITTED)
+			smv_migration_abort_restored(vm, err->message);
+		else
+			smv_migration_restored(vm);
+		return;
+	}
+	if (strcmp(was, "receiving") == 0 || strcmp(was, "running") == 0) {
+		vm->state = SMV_VM_RECEIVING;
+		if (r == 0 && vm->backed)
+			r = smv_vm_attach_uffd(vm, false, err);
+		smv_migration_abort_restored(vm, "smemv-pagerd was restarted before the commit");
+		if (r < 0)
+			stall(vm, err);
+		return;
+	}
+	vm->state = strcmp(was, "failed") == 0 ? SMV_VM_FAILED : SMV_VM_WAITING;
+	if (r < 0)
+		stall(vm, err);
+	else
+		smv_log_info("VM '%s': found again, it waits", vm->name);
+}
+
+static void take_over(struct smv_vm *vm, json_t *state)
+{
+	struct smv_error err = {0};
+	int r = find_process(vm);
+
+	smv_migration_from_json(vm, json_object_get(state, "migration"));
+	if (read_leases(vm, state, &err) < 0)
+		smv_log_error("VM '%s': %s", vm->name, err.message);
+	if (r == -ESRCH) {
+		if (vm->migration)
+			smv_migration_abort_restored(vm, "QEMU's process has ended");
+		bury(vm);
+		return;
+	}
+	if (r < 0) {
+		smv_log_error(
+			"VM '%s': cannot see whether process %d lives: %s. Nobody serves it; all "
+			"is left as it is. Start smemv-pagerd again",
+			vm->name, (int)vm->process.pid, strerror(-r));
+		if (vm->backed)
+			smv_leases_forget(&vm->leases, &vm->backing);
+		return;
+	}
+	go_on(vm, state, &err);
+	if (smv_vms_add(vm, &err) < 0)
+		smv_log_error("VM '%s': %s", vm->name, err.message);
+}
+
+struct job {
+	char name[SMV_VM_NAME_MAX + 1];
+	pthread_t thread;
+	bool running;
+};
+
+static void *job_main(void *arg)
+{
+	const struct job *job = arg;
+	struct smv_vm *vm = smv_vm_new(job->name);
+	CLEANUP_JSON json_t *state = NULL;
+	struct smv_error err = {0};
+	char path[400];
+
+	if (!vm)
+		return NULL;
+	state = json_load_file(smv_vm_path(vm, "vm.json", path, sizeof(path)), 0, NULL);
+	if (read_identity(vm, state, &err) == 0)
+		take_over(vm, state);
+	else
+		smv_log_error(
+			"%s: %s: nobody serves VM '%s'. If a good copy exists, put it in place "
+			"and start smemv-pagerd again; else end the VM and remove the file",
+			path, err.message, job->name);
+	smv_vm_put(vm);
+	return NULL;
+}
+
+static size_t find_jobs(struct job **jobs)
+{
+	static const char suffix[] = ".vm.json";
+	DIR *dir = opendir(smv_vms_state_dir());
+	struct dirent *entry;
+	size_t n = 0;
+
+	*jobs = NULL;
+	while (dir && (entry = readdir(dir))) {
+		size_t len = strlen(entry->d_name);
+		struct job *grown;
+
+		if (len <= strlen(suffix) || len - strlen(suffix) > SMV_VM_NAME_MAX ||
+			strcmp(entry->d_name + len - strlen(suffix), suffix) != 0 ||
+			!(grown = reallocarray(*jobs, n + 1, sizeof(*grown))))
+			continue;
+		*jobs = grown;
+		grown[n] = (struct job){0};
+		memcpy(grown[n++].name, entry->d_name, len - strlen(suffix));
+	}
+	if (dir)
+		closedir(dir);
+	return n;
+}
+
+static bool is_here(const char *id)
+{
+	struct smv_vm *vm = smv_vms_get_by_migration(id);
+
+	smv_vm_put(vm);
+	return vm;
+}
+
+void smv_vms_take_over(void)
+{
+	CLEANUP_FREE struct job *jobs = NULL;
+	size_t n = find_jobs(&jobs);
+
+	/* Each by a thread of its own: one whose sub-host is away must not hold up the others. */
+	for (size_t i = 0; i < n; i++) {
+		jobs[i].running = pthread_create(&jobs[i].thread, NULL, job_main, &jobs[i]) == 0;
+		if (!jobs[i].running)
+			job_main(&jobs[i]);
+	}
+	for (size_t i = 0; i < n; i++)
+		if (jobs[i].running)
+			pthread_join(jobs[i].thread, NULL);
+	smv_verdicts_abort_rest(is_here);
+}
