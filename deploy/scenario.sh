@@ -84,7 +84,7 @@ scenario_qemu_line() {
 		-M "pc,memory-backend=ram0" -m "${GUEST_MIB}M"
 		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$1.ram,size=${GUEST_MIB}M"
 		-nodefaults -no-user-config -display none -no-reboot
-		-kernel "$GUEST_KERNEL" -initrd "$GUEST_INITRD" "${SCENARIO_QEMU[@]}"
+		-kernel /tmp/vmlinuz -initrd /tmp/initramfs.gz "${SCENARIO_QEMU[@]}"
 		-append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off smemv.seed=$SEED \
 smemv.test_mib=$TEST_MIB smemv.hot_mib=$HOT_MIB smemv.hot_period_ms=$HOT_PERIOD_MS \
 smemv.sweep_pps=$SWEEP_PPS $GUEST_WORDS")
@@ -124,18 +124,17 @@ scenario_registered() {
 scenario_up() {
 	local extents
 	extents=$(scenario_room_extents)
-	[[ -n $GUEST_KERNEL ]] || GUEST_KERNEL=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
+	local kernel=$GUEST_KERNEL
+	[[ -n $kernel ]] || kernel=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
 	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" "${GUEST_MODULES[@]}" || return
-	GUEST_INITRD=$LAB_DIR/initramfs.gz
 	host_create source "$SOURCE_IP" && host_create main "$MAIN_IP" &&
 		host_create sub1 "$SUB1_IP" && host_create sub2 "$SUB2_IP" || return
 	# The hosts' /tmp is their own; they get copies of the guest.
 	local host
 	for host in source main; do
-		cp "$GUEST_KERNEL" "$(host_path "$host" /tmp/vmlinuz)"
-		cp "$GUEST_INITRD" "$(host_path "$host" /tmp/initramfs.gz)"
+		cp "$kernel" "$(host_path "$host" /tmp/vmlinuz)"
+		cp "$LAB_DIR/initramfs.gz" "$(host_path "$host" /tmp/initramfs.gz)"
 	done
-	GUEST_KERNEL=/tmp/vmlinuz GUEST_INITRD=/tmp/initramfs.gz
 	scenario_start_source
 	scenario_start_sub_host sub1 "$SUB1_IP" "${SUB_HOST_MIB:-$(((extents + 1) / 2 * 2))}"
 	scenario_start_sub_host sub2 "$SUB2_IP" "${SUB_HOST_MIB:-$((extents / 2 * 2))}"
