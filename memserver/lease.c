@@ -745,7 +745,7 @@ int smv_lease_fence(struct smv_lease_table *table, uint64_t id, uint32_t epoch,
 		rc = raise_epoch(table, l, epoch, err);
 	if (rc == 0)
 		rc = revive(table, l, err);
-	if (rc == 0) {
+	if (rc == 0 && !smv_fault_point("old-writers-stay")) {
 		close_older(l, epoch);
 		rc = wait_older_gone(table, id, epoch, &l, err);
 	}
@@ -1008,6 +1008,8 @@ static const char *displace_writers(
 		*lease = find(t, id);
 		if (!*lease || !is_usable(*lease) || (*lease)->epoch != epoch)
 			return "it was released or fenced meanwhile";
+		if (smv_fault_point("old-writers-stay"))
+			return NULL;
 		for (struct data_conn *c = (*lease)->conns; c; c = c->next) {
 			any = any || c->writer;
 			if (c->writer && !c->closing) {

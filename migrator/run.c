@@ -420,10 +420,6 @@ static int switch_over(struct run *run, struct smv_error *err)
 		(r = smv_dest_confirm(&run->dest, smv_push_map(run->push), err)) < 0)
 		return r;
 	smv_fault_point("map-confirmed");
-#ifdef SMEMV_FAULT_POINTS
-	if (smv_fault_point("late-write"))
-		smv_push_late_write(run->push);
-#endif
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
 	return smv_source_wait_migration(
@@ -446,6 +442,10 @@ static int ask_for_commit(struct run *run, struct smv_error *err)
 		return smv_code_to_errno(err->code);
 	result->committed = true;
 	result->downtime_ms = ms_since(run->stopped_ns);
+#ifdef SMEMV_FAULT_POINTS
+	if (smv_fault_point("late-write"))
+		smv_push_late_write(run->push);
+#endif
 	return err->code == SMV_OK ? 0 : -EINPROGRESS; /* committed, but not seen to run */
 }
 

@@ -59,7 +59,10 @@ static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, Vm
 	info->ram_bytes = vm->ram.bytes;
 	info->budget_bytes = vm->budget_bytes;
 	info->resident_bytes = smv_guest_ram_resident(&vm->ram);
-	info->trouble = strdup(vm->trouble[0] ? vm->trouble : stats->trouble);
+	info->trouble = strdup(vm->trouble[0]      ? vm->trouble
+			       : stats->trouble[0] ? stats->trouble
+			       : vm->watch.alarm   ? vm->watch.error.message
+						   : "");
 	if (!vm->backed)
 		return;
 	info->remote_bytes = smv_pagemap_count(&vm->map, SMV_PAGE_COLD) * SMV_PAGE_SIZE;

@@ -28,6 +28,7 @@
 #define FENCE_TIMEOUT_MS 1000
 #define FENCE_AGAIN_NS (1 * SMV_NS_PER_S)
 #define RENEW_NS (15 * SMV_NS_PER_S)
+#define WATCH_AGAIN_NS (30 * SMV_NS_PER_S)
 #define MAX_VMS 256
 
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -438,6 +439,38 @@ static void connect_qmp_again(struct smv_vm *vm)
 		vm->qmp_retry_ns = smv_now_ns() + QMP_AGAIN_NS;
 }
 
+/* The lock is held. Somebody may plug a device or add a disk whose DMA bypasses the page tables. A
+ * VM that waits for a sub-host is not asked: its monitor may be deaf. */
+static void watch_locked(struct smv_vm *vm)
+{
+	struct smv_pager_stats stats = {0};
+	struct smv_error err;
+	json_t *event;
+
+	if (!vm->qmp || !vm->pager || smv_now_ns() < vm->watch_retry_ns)
+		return;
+	smv_pager_stats(vm->pager, &stats);
+	if (stats.trouble[0])
+		return;
+	while (smv_qmp_next_event(vm->qmp, 0, &event) == 0) {
+		smv_watch_event(&vm->watch, event);
+		json_decref(event);
+	}
+	switch (smv_watch_check(&vm->watch, vm->qmp, vm->process.pid, &err)) {
+	case 1:
+		smv_log_error("VM '%s': its memory is at risk: %s %s", vm->name, err.message,
+			err.hint);
+		break;
+	case 2:
+		smv_log_info("VM '%s': what put its memory at risk is gone", vm->name);
+		break;
+	case 0:
+		break;
+	default:
+		vm->watch_retry_ns = smv_now_ns() + WATCH_AGAIN_NS;
+	}
+}
+
 /* The lock is held. */
 static void tick_locked(struct smv_vm *vm)
 {
@@ -449,6 +482,8 @@ static void tick_locked(struct smv_vm *vm)
 	if (vm->state == SMV_VM_RUNNING)
 		connect_qmp_again(vm);
 	smv_migration_run_locked(vm);
+	if (vm->state == SMV_VM_RUNNING)
+		watch_locked(vm);
 }
 
 void smv_vms_tick(void)

@@ -23,6 +23,7 @@
 #include "vmm/qmp.h"
 #include "vmm/runtime.h"
 #include "vmm/shim_client.h"
+#include "vmm/watch.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -69,6 +70,8 @@ struct smv_vm {
 	bool fenced[SMV_SUB_HOSTS_MAX];
 	unsigned int nr_unfenced; /* sub-hosts that could not be fenced yet */
 	uint64_t fence_retry_ns;
+	struct smv_watch watch; /* of a VM that runs here */
+	uint64_t watch_retry_ns;
 	char trouble[400]; /* why it could not be taken over: it waits; else empty */
 };
 

@@ -6,6 +6,8 @@
 GUEST_MIB=160 TEST_MIB=88 HOT_MIB=16 HOT_PERIOD_MS=200 BUDGET_KIB=$((48 * 1024))
 # The hot pages are rewritten at 80 MiB/s, the link carries 40.
 SLOW=(--bandwidth 40M)
+# The operator's own monitor; the pager keeps the one that smemv-run made.
+SCENARIO_QEMU=(-qmp "unix:/tmp/operator.sock,server=on,wait=off")
 up
 
 smemv_migrate() {
@@ -94,4 +96,15 @@ check "no convergence, stop: the migration completes" is '.status == "completed"
 check "no convergence, stop: the VM runs on the main host" runs_on main
 check "no convergence, stop: memory is verified" scenario_wait 120 "a sweep" has_sweeps main 1
 check "no convergence, stop: no mismatch" test "$(last_heartbeat main mismatches)" -eq 0
+
+# ---- a device that is plugged while the VM is split ----
+
+in_trouble() {
+	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json |
+		jq -e '.vms[0].trouble | test("virtio-balloon")' >/dev/null
+}
+host_run main python3 "$E2E_DIR/qmp.py" /tmp/operator.sock device_add \
+	'{"driver": "virtio-balloon-pci", "id": "balloon0"}' >/dev/null
+check "a balloon that is plugged in is an alarm" scenario_wait 60 "the alarm" in_trouble
+check "the log says what is at risk" grep -q 'memory is at risk: .*virtio-balloon' "$LAB_DIR/pagerd.log"
 down

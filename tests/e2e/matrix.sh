@@ -270,9 +270,12 @@ no_supervisor() {
 	! process_in source "smemv-migrate supervise" >/dev/null
 }
 
-# For ten seconds it gets on, without a mismatch, and then has verified all of its memory once.
+# For ten seconds it gets on, without a mismatch, and then has verified all of its memory once. What
+# was killed may still be on its way back at first.
 lives_on() {
 	local host=$1 quarter before sweeps
+	before=$(last_heartbeat "$host" n) || :
+	scenario_wait 20 "a heartbeat on $host" heartbeat_beyond "$host" n $((${before:-0} + 1)) || return
 	sweeps=$(grep -ac 'SWEEP n=' "$LAB_DIR/$host.console") || :
 	for quarter in 1 2 3 4; do
 		before=$(last_heartbeat "$host" n)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The checks would catch a mistake: three runs of the same guest, each with one step left out by a
+# The checks would catch a mistake: runs of the same guest, each with one step left out by a
 # fault point, must be seen to fail; verify.sh is the same run without a fault.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 small_guest
@@ -44,6 +44,31 @@ up
 migrate --max-downtime 1 --max-rounds 3 --on-no-converge stop
 check "install-ignore-eexist: the migration itself completes" is '.status == "completed"'
 check "install-ignore-eexist: the guest sees wrong memory" memory_is_wrong
+once_more
+
+# The source's last writes come late, when the main host serves the VM already: they find their
+# connections fenced.
+SCENARIO_ENV[migrate]="SMEMV_FAULT=late-write"
+up
+migrate
+check "late-write: the migration completes" is '.status == "completed"'
+check "late-write: the writes were tried" grep -q 'late writes: ' "$LAB_DIR/migrate.log"
+scenario_wait 120 "two sweeps" has_sweeps main 2
+check "late-write: fenced, they change nothing" test "$(last_heartbeat main mismatches)" -eq 0
+check "late-write: fenced, no page is lost" jq -e '.pages_lost == 0' <(scenario_stats)
+once_more
+
+# The same without the fence. What comes in has a wrong checksum: the page is lost, and said to be.
+SCENARIO_ENV[sub1]="SMEMV_FAULT=old-writers-stay" SCENARIO_ENV[sub2]="SMEMV_FAULT=old-writers-stay"
+SCENARIO_ENV[migrate]="SMEMV_FAULT=late-write"
+up
+migrate
+check "old-writers-stay: the migration itself completes" is '.status == "completed"'
+check "old-writers-stay: the late writes got through" grep -q 'late writes: all done' "$LAB_DIR/migrate.log"
+pages_are_wrong() {
+	jq -e '.pages_lost > 0' <(scenario_stats)
+}
+check "old-writers-stay: the corrupted pages are seen" scenario_wait 60 "lost pages" pages_are_wrong
 once_more
 
 # One batch of the map that the pager forgets.
