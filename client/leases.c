@@ -2,6 +2,7 @@
 #include "client/leases.h"
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -17,6 +18,7 @@
 #define DOOR_TIMEOUT_MS 1000u
 /* How long a call waits for a connection that was lost. */
 #define RECONNECT_MS 1000u
+#define ZEROING_PATIENCE_NS (10 * SMV_NS_PER_S)
 #define SLACK_MIN (64 * SMV_MIB)
 
 typedef Smemv__V1__ServerInfo ServerInfo;
@@ -255,6 +257,35 @@ static int meet_all(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
+/* Whoever migrates again right after an abort finds the memory of its former leases being zeroed. */
+static bool will_suffice(ServerInfo *const *infos, unsigned int nr, uint64_t bytes)
+{
+	uint64_t now = 0, soon = 0;
+
+	for (unsigned int h = 0; h < nr; h++) {
+		now += infos[h]->free_bytes / SMV_EXTENT_BYTES;
+		soon += (infos[h]->free_bytes + infos[h]->zeroing_bytes) / SMV_EXTENT_BYTES;
+	}
+	return now < bytes / SMV_EXTENT_BYTES && soon >= bytes / SMV_EXTENT_BYTES;
+}
+
+static int wait_for_zeroing(struct smv_leases *leases, const char *const *addresses,
+	ServerInfo **infos, uint64_t bytes, struct smv_error *err)
+{
+	uint64_t end = smv_now_ns() + ZEROING_PATIENCE_NS;
+	int r = 0;
+
+	while (r == 0 && will_suffice(infos, leases->nr, bytes) && smv_now_ns() < end) {
+		smv_sleep_ms(50);
+		for (unsigned int h = 0; h < leases->nr && r == 0; h++) {
+			smv_rpc_message_free((ProtobufCMessage *)infos[h]);
+			infos[h] = NULL;
+			r = ask_info(leases, h, addresses[h], &infos[h], err);
+		}
+	}
+	return r;
+}
+
 static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, ServerInfo *const *infos, const char *owner, uint64_t bytes,
 	struct smv_error *err)
@@ -365,6 +396,8 @@ int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	if (r == 0)
 		r = meet_all(leases, backing, addresses, infos, transport, insecure, reason,
 			reason_len, err);
+	if (r == 0)
+		r = wait_for_zeroing(leases, addresses, infos, bytes, err);
 	if (r == 0)
 		r = lease_all(leases, backing, addresses, infos, owner, bytes, err);
 	free_infos(infos, nr);

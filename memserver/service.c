@@ -123,6 +123,7 @@ static int get_server_info(void *ctx, struct smv_rpc_call *call, const ProtobufC
 	m->extent_bytes = SMV_EXTENT_SIZE;
 	m->capacity_bytes = totals.capacity_bytes;
 	m->free_bytes = totals.free_bytes;
+	m->zeroing_bytes = totals.zeroing_bytes;
 	m->hugepage_bytes = smv_arena_hugepage_bytes(s->arena);
 	m->nr_leases = totals.nr_leases;
 	m->bytes_received = totals.bytes_received;

@@ -622,22 +622,30 @@ int smv_push_read_back(struct smv_push *p, struct smv_error *err)
 #ifdef SMEMV_FAULT_POINTS
 void smv_push_late_write(struct smv_push *p)
 {
-	struct smv_error err;
 	uint64_t n = 0;
 
+	p->error = 0; /* the pager has closed the ring for hot pages */
 	memset(smv_remote_staging(p->remote), 0x5a, SMV_PAGE_SIZE);
-	for (uint64_t page = 0; page < p->map.nr_pages; page++) {
+	for (uint64_t page = 0; page < p->map.nr_pages && !p->error; page++) {
 		smv_page_word word = smv_pagemap_get(&p->map, page);
+		int r;
 
 		if (smv_word_state(word) != SMV_PAGE_COLD)
 			continue;
-		while (smv_remote_post(p->remote, SMV_OP_WRITE, smv_word_slot(word), 1,
-			       smv_remote_staging(p->remote), 0) == -EAGAIN &&
-			make_progress(p, &err) == 0)
-			;
+		while ((r = smv_remote_post(p->remote, SMV_OP_WRITE, smv_word_slot(word), 1,
+				smv_remote_staging(p->remote), 0)) == -EAGAIN &&
+			!p->error) {
+			collect_remote(p);
+			smv_sleep_ms(1);
+		}
+		if (r < 0 && !p->error)
+			p->error = r;
 		n++;
 	}
-	wait_all(p, &err);
+	while (smv_remote_in_flight(p->remote)) {
+		collect_remote(p);
+		smv_sleep_ms(1);
+	}
 	smv_log_warning("%lu late writes: %s", n, p->error ? strerror(-p->error) : "all done");
 }
 #endif

@@ -7,7 +7,7 @@
 GUEST_MIB=320 TEST_MIB=112 HOT_MIB=12 SWEEP_PPS=20000 BUDGET_KIB=$((80 * 1024))
 DISK_DIR=$(mktemp -d "/var/tmp/smemv-lab-disk.XXXXXX")
 DISK=$DISK_DIR/disk.raw
-trap 'rm -rf "$DISK_DIR"; e2e_finish' EXIT
+E2E_REMOVE+=("$DISK_DIR")
 truncate -s 64M "$DISK"
 
 modules=$("$SMEMV_SOURCE/deploy/guest/kernel.sh" --modules)

@@ -19,6 +19,8 @@ LAB_VISIBLE=("$SMEMV_SOURCE" "$SMEMV_BIN")
 
 E2E_FAILED=0
 E2E_STAMPS=()
+# What a test makes beside $LAB_DIR.
+E2E_REMOVE=()
 
 e2e_finish() {
 	local status=$?
@@ -34,6 +36,7 @@ e2e_finish() {
 	fi
 	end_stamps
 	lab_destroy
+	rm -rf "${E2E_REMOVE[@]}"
 	((status == 0 && E2E_FAILED == 0)) || exit 1
 }
 trap e2e_finish EXIT

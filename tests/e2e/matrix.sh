@@ -162,6 +162,8 @@ expected() {
 	kill:destination:after-cont) echo none ;;
 	kill:destination:*) echo source ;;
 	kill:migrate:before-commit) echo either ;; # the request to commit is with the main host already
+	# Back before anybody missed it, with all data: then it goes on.
+	kill:memserverd:fenced | kill:memserverd:map-confirmed | kill:memserverd:before-commit) echo either ;;
 	kill:*:after-commit | kill:*:after-cont) echo main ;;
 	*) echo source ;;
 	esac
