@@ -18,7 +18,7 @@
 GUEST_MIB=160 TEST_MIB=72 HOT_MIB=8 SWEEP_PPS=16000 BUDGET_KIB=$((48 * 1024))
 : "${SMEMV_MATRIX:=subset}" "${SMEMV_MATRIX_SEED:=$(od -An -N2 -tu2 /dev/urandom | tr -d ' ')}" \
 	"${SMEMV_MATRIX_CELLS:=}"
-SUBSET=22
+SUBSET=16
 
 # The points, in the order of a migration, and who waits there.
 POINTS=(prepare sampling round-0 round-n pre-switchover fenced map-confirmed before-commit after-commit
