@@ -18,6 +18,7 @@
 #define DOOR_TIMEOUT_MS 1000u
 /* How long a call waits for a connection that was lost. */
 #define RECONNECT_MS 1000u
+#define FAILING_TIMEOUT_MS 500
 #define ZEROING_PATIENCE_NS (10 * SMV_NS_PER_S)
 #define SLACK_MIN (64 * SMV_MIB)
 
@@ -257,7 +258,8 @@ static int meet_all(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
-/* Whoever migrates again right after an abort finds the memory of its former leases being zeroed. */
+/* Whoever migrates again right after an abort finds the memory of its former leases being zeroed.
+ */
 static bool will_suffice(ServerInfo *const *infos, unsigned int nr, uint64_t bytes)
 {
 	uint64_t now = 0, soon = 0;
@@ -432,7 +434,9 @@ void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backi
 		if (!lease->created)
 			continue;
 		request.id = lease->id;
-		ok = call(leases, lease, "RenewLease", &request, (void **)&response, &err) == 0;
+		/* One that does not answer must not use up the time of the others. */
+		ok = call_for(lease->failing ? FAILING_TIMEOUT_MS : leases->timeout_ms, lease,
+			     "RenewLease", &request, (void **)&response, &err) == 0;
 		log_outcome(lease, backing->sub_hosts[h].address, "renew", ok, &err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
 	}

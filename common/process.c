@@ -18,15 +18,18 @@ int smv_process_identify(pid_t pid, struct smv_process *process)
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
 	file = fopen(path, "re");
-	if (!file || !fgets(line, sizeof(line), file))
-		return -ESRCH;
+	if (!file)
+		return errno == ENOENT ? -ESRCH : -errno;
+	errno = ESRCH;
+	if (!fgets(line, sizeof(line), file))
+		return -errno;
 	/* The second field is the program's name in parentheses, and may hold any character. */
 	rest = strrchr(line, ')');
 	if (!rest || sscanf(rest + 1,
 			     " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
 			     "%*d %*d %lu",
 			     &state, &start) != 2)
-		return -ESRCH;
+		return -EPROTO;
 	if (state == 'Z' || state == 'X')
 		return -ESRCH;
 	*process = (struct smv_process){pid, start};
@@ -37,10 +40,13 @@ int smv_process_open(const struct smv_process *process)
 {
 	CLEANUP_CLOSE int fd = (int)syscall(SYS_pidfd_open, process->pid, 0);
 	struct smv_process now;
+	int r;
 
+	if (fd < 0)
+		return -errno;
 	/* Looked at behind the pidfd: if it is the right one now, the pidfd is of the right one. */
-	if (fd < 0 || smv_process_identify(process->pid, &now) < 0 ||
-		now.start_time != process->start_time)
-		return -ESRCH;
-	return smv_take_fd(&fd);
+	r = smv_process_identify(process->pid, &now);
+	if (r == 0 && now.start_time != process->start_time)
+		r = -ESRCH;
+	return r < 0 ? r : smv_take_fd(&fd);
 }

@@ -11,10 +11,11 @@ struct smv_process {
 	uint64_t start_time; /* in clock ticks since boot, as in /proc/PID/stat */
 };
 
-/** smv_process_identify - 0, or -ESRCH when there is no such process (a zombie counts as none). */
+/** smv_process_identify - 0; -ESRCH when there is surely no such process (a zombie counts as none); or
+ * another -errno when that cannot be told. */
 int smv_process_identify(pid_t pid, struct smv_process *process);
 
-/** smv_process_open - a pidfd of exactly this process, or -ESRCH. The caller closes it. */
+/** smv_process_open - a pidfd of exactly this process; errors as above. The caller closes it. */
 int smv_process_open(const struct smv_process *process);
 
 #endif

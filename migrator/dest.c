@@ -381,6 +381,7 @@ enum smv_verdict smv_dest_commit(struct smv_dest *d, unsigned int timeout_ms, ch
 	q.migration_id = d->migration_id;
 	q.timeout_ms = timeout_ms;
 	d->commit_sent = true;
+	d->interrupted = NULL; /* what is written down as sent is sent */
 	/* The answer may take as long as the destination takes to load its state, and a bit. */
 	if (call(d, "CommitMigration", &q, (void **)&v, timeout_ms + COMMIT_GRACE_MS, err) == 0) {
 		verdict = verdict_of(v, state, state_len, err);
@@ -414,11 +415,14 @@ enum smv_verdict smv_dest_abort(
 		q.why = (char *)why;
 		if (call(d, "AbortMigration", &q, (void **)&v, ABORT_CALL_TIMEOUT_MS, &err) == 0) {
 			verdict = verdict_of(v, state, state_len, &err);
+			snprintf(d->not_running, sizeof(d->not_running), "%s",
+				verdict == SMV_VERDICT_COMMITTED ? v->why : "");
 			done(v);
 			if (verdict != SMV_VERDICT_OPEN)
 				return verdict;
 			smv_fail(&err, SMV_UNKNOWN, "committing", NULL, "it is committing");
 		}
+		d->abort_error = err;
 		/* Until the commit is asked for nobody but us can bring it about. */
 		if (!d->commit_sent && err.code == SMV_NOT_FOUND)
 			return SMV_VERDICT_ABORTED;

@@ -2,21 +2,22 @@
 #include "migrator/journal.h"
 
 #include "common/cleanup.h"
+#include "common/files.h"
 #include "common/log.h"
 #include "vmm/runtime.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const files[] = {"journal.json", "journal.json.new", "status.json",
-	"status.json.new", "result.json", "lock"};
+/* In the order of their removal: without its lock a journal is taken for gone. */
+static const char *const files[] = {"lock", "journal.json", "journal.json.new", "status.json",
+	"status.json.new", "result.json"};
 
 int smv_journal_default_dir(char *dir, struct smv_error *err)
 {
@@ -31,26 +32,6 @@ int smv_journal_default_dir(char *dir, struct smv_error *err)
 		return smv_fail(err, SMV_INVALID, "path-too-long", "Give --state-dir.",
 			"the default state directory has too long a name");
 	return 0;
-}
-
-static int make_directories(const char *dir)
-{
-	char path[PATH_MAX];
-
-	if (snprintf(path, sizeof(path), "%s", dir) >= (int)sizeof(path))
-		return -ENAMETOOLONG;
-	for (char *p = path + 1;; p++) {
-		char c = *p;
-
-		if (c && c != '/')
-			continue;
-		*p = '\0';
-		if (mkdir(path, 0755) < 0 && errno != EEXIST)
-			return -errno;
-		*p = c;
-		if (!c)
-			return 0;
-	}
 }
 
 /* Locks of open file descriptions: they end with their holder, however it ends, and can be looked
@@ -82,45 +63,6 @@ static json_t *read_json(int dir_fd, const char *file)
 	return fd < 0 ? NULL : json_loadfd(fd, 0, NULL);
 }
 
-static int write_all(int fd, const char *text, size_t len)
-{
-	while (len) {
-		ssize_t n = write(fd, text, len);
-
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n > 0) {
-			text += n;
-			len -= (size_t)n;
-		}
-	}
-	return 0;
-}
-
-/* The old file or the new one, never a part of it. */
-static int replace(int dir_fd, const char *file, const json_t *content, bool durable)
-{
-	CLEANUP_FREE char *text = json_dumps(content, JSON_INDENT(1));
-	CLEANUP_CLOSE int fd = -1;
-	char new[64];
-	int r;
-
-	if (!text)
-		return -ENOMEM;
-	snprintf(new, sizeof(new), "%s.new", file);
-	fd = openat(dir_fd, new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return -errno;
-	r = write_all(fd, text, strlen(text));
-	if (r == 0 && durable && fsync(fd) < 0)
-		r = -errno;
-	if (r == 0 && renameat(dir_fd, new, dir_fd, file) < 0)
-		r = -errno;
-	if (r == 0 && durable)
-		fsync(dir_fd);
-	return r;
-}
-
 static int open_files(struct smv_journal *j, int dir_fd, int flags)
 {
 	j->dir_fd = openat(dir_fd, j->id, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -150,7 +92,7 @@ int smv_journal_create(
 	const char *state_dir, const char *id, struct smv_journal *j, struct smv_error *err)
 {
 	CLEANUP_CLOSE int dir_fd = -1;
-	int r = make_directories(state_dir);
+	int r = smv_make_directories(state_dir, 0755);
 
 	*j = (struct smv_journal){.dir_fd = -1, .lock_fd = -1, .result_fd = -1};
 	if (r == 0 && (r = init(j, state_dir, id, &dir_fd, err)) < 0)
@@ -191,8 +133,13 @@ int smv_journal_open(const char *state_dir, const char *id, bool wait, struct sm
 		smv_journal_close(j);
 		return gone(id, err);
 	}
-	if (r == 0 && !(j->root = read_json(j->dir_fd, "journal.json")))
-		j->root = json_object(); /* its owner died before it had changed anything */
+	if (r == 0 && !(j->root = read_json(j->dir_fd, "journal.json"))) {
+		/* Not written yet: its owner died before it had changed anything. */
+		if (faccessat(j->dir_fd, "journal.json", F_OK, 0) < 0 && errno == ENOENT)
+			j->root = json_object();
+		else
+			r = -EIO;
+	}
 	if (r == 0)
 		return 0;
 	smv_journal_close(j);
@@ -209,7 +156,8 @@ int smv_journal_set(struct smv_journal *j, json_t *changes, struct smv_error *er
 	int r = json_object_update(j->root, changes);
 
 	json_decref(changes);
-	r = r < 0 ? -ENOMEM : replace(j->dir_fd, "journal.json", j->root, true);
+	r = r < 0 ? -ENOMEM
+		  : smv_replace_json(j->dir_fd, "journal.json", j->root, JSON_INDENT(1), true);
 	return r < 0 ? smv_fail(err, smv_code_from_errno(r), "journal",
 			       "Make room in the state directory.",
 			       "cannot write the journal of migration %s: %s", j->id, strerror(-r))
@@ -219,7 +167,7 @@ int smv_journal_set(struct smv_journal *j, json_t *changes, struct smv_error *er
 void smv_journal_publish(const struct smv_journal *j, const char *file, json_t *content)
 {
 	if (j->dir_fd >= 0)
-		replace(j->dir_fd, file, content, false);
+		smv_replace_json(j->dir_fd, file, content, JSON_INDENT(1), false);
 	json_decref(content);
 }
 

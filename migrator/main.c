@@ -320,6 +320,15 @@ static int paths_beside(const char *qmp_path, struct smv_error *err)
 	return 0;
 }
 
+/* As it is, if that cannot be done or would not fit a socket's address. */
+static void make_absolute(char path[SMV_RUNTIME_PATH_MAX])
+{
+	CLEANUP_FREE char *absolute = path[0] ? realpath(path, NULL) : NULL;
+
+	if (absolute && strlen(absolute) < SMV_RUNTIME_PATH_MAX)
+		strcpy(path, absolute);
+}
+
 static void signals(sigset_t *set)
 {
 	sigemptyset(set);
@@ -359,17 +368,14 @@ static int run(void)
 		smv_error_print(err);
 		return SMV_EXIT_USAGE;
 	}
+	/* The journal is read by processes with other working directories. */
+	make_absolute(opts.qmp_path);
+	make_absolute(opts.shim_path);
 	opts.run.sub_hosts = opts.sub_hosts;
 	opts.run.qmp_path = opts.qmp ? opts.qmp : opts.qmp_path;
 	opts.run.shim_path = opts.shim_path; /* empty with --pid */
 	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp ? opts.vm_qmp : opts.qmp;
 	opts.run.state_dir = opts.state_dir;
-	if (opts.command == PLAN) {
-		smv_rpc_init();
-		r = smv_plan(&opts.run, opts.json);
-		smv_rpc_shutdown();
-		return r;
-	}
 	signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	r = pthread_create(&thread, NULL, wait_for_signal, NULL);
@@ -378,6 +384,12 @@ static int run(void)
 		return EXIT_FAILURE;
 	}
 	pthread_detach(thread);
+	if (opts.command == PLAN) {
+		smv_rpc_init();
+		r = smv_plan(&opts.run, opts.json);
+		smv_rpc_shutdown();
+		return r;
+	}
 	smv_rpc_init();
 	smv_run(&opts.run, &journal, &result);
 	smv_rpc_shutdown();

@@ -309,6 +309,7 @@ int smv_manage_recover(const struct smv_manage *m)
 {
 	json_t *array = json_array();
 	struct smv_journal_view *views;
+	struct smv_error err;
 	size_t nr;
 	int kept = list(m, &views, &nr), status = kept < 0;
 
@@ -328,7 +329,13 @@ int smv_manage_recover(const struct smv_manage *m)
 		json_array_append_new(array, outcome_json(views[i].id, &recovery));
 	}
 	smv_rpc_shutdown();
-	if (!m->json && kept >= 0 && json_array_size(array) == 0)
+	if (kept == 0 && m->nr_ids) {
+		smv_fail(&err, SMV_NOT_FOUND, "no-migration", "smemv-migrate status lists them.",
+			"no such migration was left behind here");
+		smv_error_print(&err);
+		status = 1;
+	}
+	if (!m->json && kept == 0 && !m->nr_ids)
 		printf("Nothing is left to be settled here.\n");
 	if (m->json && kept >= 0)
 		print_json("outcomes", json_incref(array));

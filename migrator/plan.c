@@ -31,12 +31,6 @@ struct plan {
 	char link_source[160];
 };
 
-static int never(struct smv_error *err)
-{
-	(void)err;
-	return 0;
-}
-
 static void add_refusal(
 	struct plan *p, const char *where, const char *code, const char *message, const char *hint)
 {
@@ -165,7 +159,7 @@ static void estimate(struct plan *p)
 
 	if (json_array_size(p->refusals) || !p->answer)
 		return;
-	if (smv_sample_take(&p->source, credit, never, &p->sample, &err) < 0) {
+	if (smv_sample_take(&p->source, credit, smv_run_interrupted, &p->sample, &err) < 0) {
 		add_error(p, "source", &err);
 		return;
 	}

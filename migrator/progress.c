@@ -4,6 +4,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/units.h"
+#include "migrator/report.h"
 #include "vmm/guest_ram.h"
 
 #include <pthread.h>
@@ -74,10 +75,11 @@ static void draw(void)
 
 static json_t *status(void)
 {
-	return json_pack("{s:s, s:s, s:i, s:I, s:I, s:f, s:f, s:I, s:f, s:f, s:I}", "phase", p.name,
-		"text", p.text, "round", (int)p.round, "round_pages_done", (json_int_t)p.done,
-		"round_pages", (json_int_t)p.total, "bytes_per_s", p.bytes_per_s,
-		"dirty_bytes_per_s", p.dirty_pages_per_s * SMV_PAGE_SIZE, "remaining_bytes",
+	return json_pack("{s:s, s:o, s:i, s:I, s:I, s:f, s:f, s:I, s:f, s:f, s:I}", "phase", p.name,
+		"text", smv_json_text(p.text), "round", (int)p.round, "round_pages_done",
+		(json_int_t)p.done, "round_pages", (json_int_t)p.total, "bytes_per_s",
+		p.bytes_per_s, "dirty_bytes_per_s", p.dirty_pages_per_s * SMV_PAGE_SIZE,
+		"remaining_bytes",
 		(json_int_t)((p.total ? left() : p.remaining_pages) * SMV_PAGE_SIZE),
 		"expected_downtime_ms", p.downtime_ms, "elapsed_ms",
 		(double)(smv_now_ns() - p.start_ns) / 1e6, "beat", (json_int_t)p.beat++);

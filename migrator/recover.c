@@ -10,28 +10,35 @@
 /* A mere abort: the main host does it by itself when it hears nothing. */
 #define ABORT_TIMEOUT_MS 3000
 
-static void resume(struct smv_source *source, struct smv_error *err)
+static bool resume(struct smv_source *source, struct smv_error *err)
 {
 	struct smv_error resume_err;
+	bool failed = source && smv_source_resume(source, &resume_err) < 0;
 
-	if (source && smv_source_resume(source, &resume_err) < 0)
+	if (failed)
 		smv_fail(err, SMV_INTERNAL, SMV_REASON_RESUME, "Resume it by hand (QMP: cont).",
 			"the migration was aborted, but the source does not run again: %.400s",
 			resume_err.message);
+	return !failed;
 }
 
 enum smv_verdict smv_back_out(struct smv_source *source, struct smv_dest *dest,
 	unsigned int verdict_ms, char *destination_state, size_t len, struct smv_error *err)
 {
+	const struct smv_error why = *err;
 	enum smv_verdict verdict;
-	char why[600];
+	bool resumed = true;
 
-	snprintf(why, sizeof(why), "%s", err->message);
 	if (!dest->commit_sent)
-		resume(source, err);
-	verdict = smv_dest_abort(dest, why,
+		resumed = resume(source, err);
+	verdict = smv_dest_abort(dest, why.message,
 		dest->commit_sent || verdict_ms < ABORT_TIMEOUT_MS ? verdict_ms : ABORT_TIMEOUT_MS,
 		destination_state, len);
+	/* A destination that had loaded everything held the locks of the disks. */
+	if (!resumed) {
+		*err = why;
+		resume(source, err);
+	}
 	if (!dest->commit_sent)
 		return SMV_VERDICT_ABORTED;
 	if (verdict == SMV_VERDICT_ABORTED)
@@ -84,9 +91,30 @@ static int open_source(
 	return *gone ? 0 : r;
 }
 
-static void doubt(struct smv_recovery *out, const char *id)
+/* Committed, but QEMU there does not run it: told like this until it does. */
+static void not_running(struct smv_recovery *out, const char *why)
+{
+	out->outcome = SMV_DOUBTFUL;
+	smv_fail(&out->error, SMV_UNKNOWN, "not-running",
+		"Do not start the source; see smemvctl vms and the log of smemv-pagerd.",
+		"the destination owns the VM, but does not run it yet: %.400s", why);
+}
+
+static void doubt(struct smv_recovery *out, const char *id, const struct smv_dest *dest)
 {
 	char hint[sizeof(out->error.hint)];
+
+	if (dest->abort_error.code == SMV_NOT_FOUND) {
+		snprintf(hint, sizeof(hint),
+			"If that host was rebooted, the VM does not run there: smemv-migrate "
+			"recover %s --assume-aborted.",
+			id);
+		out->outcome = SMV_DOUBTFUL;
+		smv_fail(&out->error, SMV_UNKNOWN, "no-verdict", hint,
+			"the commit was asked for, and the main host does not know this migration "
+			"any more: the state of its smemv-pagerd is lost");
+		return;
+	}
 
 	snprintf(hint, sizeof(hint),
 		"When it answers again: smemv-migrate recover %s. If it never will (powered off, "
@@ -105,7 +133,8 @@ static void settle(struct smv_journal *j, struct smv_source *source, struct smv_
 	if (flag(j, "prepared"))
 		verdict = smv_back_out(source, dest, verdict_ms, out->destination_state,
 			sizeof(out->destination_state), &out->error);
-	if (verdict != SMV_VERDICT_COMMITTED && verdict != SMV_VERDICT_ABORTED && assume_aborted) {
+	/* OPEN is an answer: the main host may be about to let the VM run. */
+	if (verdict == SMV_VERDICT_UNKNOWN && assume_aborted) {
 		smv_log_warning("migration %s: taken for aborted, as told", j->id);
 		resume(source, &out->error);
 		verdict = SMV_VERDICT_ABORTED;
@@ -114,8 +143,10 @@ static void settle(struct smv_journal *j, struct smv_source *source, struct smv_
 	if (out->committed) {
 		out->outcome = SMV_COMPLETED;
 		out->error = (struct smv_error){0};
+		if (dest->not_running[0])
+			not_running(out, dest->not_running);
 	} else if (verdict != SMV_VERDICT_ABORTED) {
-		doubt(out, j->id);
+		doubt(out, j->id, dest);
 	}
 }
 
@@ -133,8 +164,12 @@ static void write_outcome(
 
 	if (source)
 		json_object_set_new(changes, "undo", smv_source_undo(source));
-	if (out->settled)
-		json_object_set_new(changes, "outcome", smv_recovery_json(out));
+	if (out->settled) {
+		json_t *outcome = smv_recovery_json(out);
+
+		smv_journal_tell(j, outcome);
+		json_object_set_new(changes, "outcome", outcome);
+	}
 	if (smv_journal_set(j, changes, &err) < 0)
 		smv_log_warning("%s", err.message);
 }
@@ -144,7 +179,7 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 {
 	struct smv_source source = {.uffd = -1, .pagemap_fd = -1};
 	struct smv_dest dest = {0};
-	bool gone = false;
+	bool gone = false, opened = false;
 	struct smv_error err;
 	int r = 0;
 
@@ -157,26 +192,29 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 		string(j, "phase") ?: "start");
 	if (!touched_nothing(j)) {
 		r = open_source(j, &source, &gone, &err);
+		opened = r == 0 && !gone;
 		if (r == 0)
 			r = open_dest(j, &dest, &err);
 	}
 	if (r < 0) {
 		/* Its QEMU is there and may stand still: that is not settled. */
-		out->outcome = SMV_DOUBTFUL;
+		out->outcome = flag(j, "commit_sent") ? SMV_DOUBTFUL : SMV_FAILED;
 		out->settled = false;
 		out->error = err;
 	} else if (!touched_nothing(j)) {
 		settle(j, gone ? NULL : &source, &dest, verdict_ms, assume_aborted, out);
 	}
-	if (source.qmp) {
-		smv_source_detach(&source);
+	if (out->outcome == SMV_DOUBTFUL || strcmp(out->error.reason, SMV_REASON_RESUME) == 0)
+		out->settled = false;
+	if (opened) {
+		/* What cannot be put back now is tried again. */
+		if (smv_source_detach(&source) < 0)
+			out->settled = false;
 		smv_source_state(&source, out->source_state, sizeof(out->source_state));
 	} else if (gone) {
 		snprintf(out->source_state, sizeof(out->source_state), "gone");
 	}
-	if (out->outcome == SMV_DOUBTFUL || strcmp(out->error.reason, SMV_REASON_RESUME) == 0)
-		out->settled = false;
-	write_outcome(j, source.qmp ? &source : NULL, out);
+	write_outcome(j, opened ? &source : NULL, out);
 	smv_source_close(&source);
 	smv_dest_close(&dest);
 }

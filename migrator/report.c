@@ -51,7 +51,7 @@ static json_t *integer(uint64_t v)
 }
 
 /* Texts from other programs may hold anything; JSON is UTF-8. */
-static json_t *text(const char *s)
+json_t *smv_json_text(const char *s)
 {
 	json_t *string = json_string(s);
 	char copy[700];
@@ -69,8 +69,8 @@ json_t *smv_error_json(const struct smv_error *err)
 {
 	if (err->code == SMV_OK)
 		return json_null();
-	return json_pack("{s:o, s:o, s:o}", "code", text(err->reason), "message",
-		text(err->message), "hint", text(err->hint));
+	return json_pack("{s:o, s:o, s:o}", "code", smv_json_text(err->reason), "message",
+		smv_json_text(err->message), "hint", smv_json_text(err->hint));
 }
 
 json_t *smv_result_json(const struct smv_result *r)
@@ -85,17 +85,17 @@ json_t *smv_result_json(const struct smv_result *r)
 				"expected_downtime_ms", ms(r->rounds[i].expected_downtime_ms),
 				"throttle_percent", (int)r->rounds[i].throttle_percent));
 	for (unsigned int h = 0; h < r->nr_sub_hosts; h++)
-		json_array_append_new(hosts,
-			json_pack("{s:o, s:o, s:o}", "address", text(r->sub_hosts[h].address),
-				"bytes", integer(r->sub_hosts[h].bytes), "extents",
-				integer(r->sub_hosts[h].extents)));
+		json_array_append_new(hosts, json_pack("{s:o, s:o, s:o}", "address",
+						     smv_json_text(r->sub_hosts[h].address),
+						     "bytes", integer(r->sub_hosts[h].bytes),
+						     "extents", integer(r->sub_hosts[h].extents)));
 	json_object_set_new(root, "schema_version", json_integer(1));
-	json_object_set_new(root, "migration_id", text(r->migration_id));
+	json_object_set_new(root, "migration_id", smv_json_text(r->migration_id));
 	json_object_set_new(root, "status", json_string(smv_outcome_name(r->outcome)));
 	json_object_set_new(root, "committed", json_boolean(r->committed));
 	json_object_set_new(root, "error", smv_error_json(&r->error));
-	json_object_set_new(root, "source_state", text(r->source_state));
-	json_object_set_new(root, "destination_state", text(r->destination_state));
+	json_object_set_new(root, "source_state", smv_json_text(r->source_state));
+	json_object_set_new(root, "destination_state", smv_json_text(r->destination_state));
 	json_object_set_new(root, "total_time_ms", ms(r->total_ms));
 	json_object_set_new(root, "setup_time_ms", ms(r->setup_ms));
 	json_object_set_new(root, "downtime_ms", ms(r->downtime_ms));
@@ -108,8 +108,8 @@ json_t *smv_result_json(const struct smv_result *r)
 		json_pack("{s:o, s:o}", "to_main", integer(r->bytes_to_main), "to_sub_hosts",
 			integer(r->bytes_to_sub_hosts)));
 	json_object_set_new(root, "sub_hosts", hosts);
-	json_object_set_new(root, "transport", text(r->transport));
-	json_object_set_new(root, "transport_reason", text(r->transport_reason));
+	json_object_set_new(root, "transport", smv_json_text(r->transport));
+	json_object_set_new(root, "transport_reason", smv_json_text(r->transport_reason));
 	return root;
 }
 

@@ -68,6 +68,9 @@ int smv_result_add_round(struct smv_result *result, struct smv_round round);
 const char *smv_outcome_name(enum smv_outcome outcome);
 int smv_outcome_parse(const char *name, enum smv_outcome *outcome);
 
+/** smv_json_text - a string of any bytes as JSON, which is UTF-8. */
+json_t *smv_json_text(const char *s);
+
 /** smv_error_json - {"code", "message", "hint"}, or null for no error. */
 json_t *smv_error_json(const struct smv_error *err);
 

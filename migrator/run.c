@@ -67,7 +67,7 @@ static void set_cancel_client(struct smv_rpc_client *client)
 
 static uint64_t deadline_ns; /* 0: none */
 
-static int interrupted(struct smv_error *err)
+int smv_run_interrupted(struct smv_error *err)
 {
 	if (atomic_load(&cancel_requested))
 		return smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
@@ -100,8 +100,25 @@ static int record_undo(void *ctx, struct smv_error *err)
 		run->journal, json_pack("{s:o}", "undo", smv_source_undo(&run->source)), err);
 }
 
-/* One migration at a time, and none while nobody knows how the last one ended. Before QMP is tried,
- * which serves one client at a time. */
+static bool is_about(const struct run *run, const json_t *journal, const struct smv_process *source)
+{
+	const char *path = json_string_value(json_object_get(journal, "qmp_path"));
+	int pidfd;
+
+	if (source->pid == run->source.process.pid &&
+		source->start_time == run->source.process.start_time)
+		return true;
+	if (!path || strcmp(path, run->o->qmp_path) != 0)
+		return false;
+	/* Its QEMU has ended: a namesake of ours. */
+	pidfd = smv_process_open(source);
+	if (pidfd >= 0)
+		close(pidfd);
+	return pidfd != -ESRCH;
+}
+
+/* One migration at a time, and none while nobody knows how the last one ended. By the name of the
+ * socket before QMP is tried, which serves one client at a time; then by the process. */
 static int check_others(const struct run *run, struct smv_error *err)
 {
 	struct smv_journal_view *views;
@@ -109,17 +126,11 @@ static int check_others(const struct run *run, struct smv_error *err)
 	int r = smv_journal_list(run->o->state_dir, &views, &nr, err);
 
 	for (size_t i = 0; i < nr && r == 0; i++) {
-		const char *path = json_string_value(json_object_get(views[i].journal, "qmp_path"));
 		struct smv_process source;
-		int pidfd;
 
-		if (!path || strcmp(path, run->o->qmp_path) != 0 ||
-			!smv_json_to_process(json_object_get(views[i].journal, "source"), &source))
+		if (!smv_json_to_process(json_object_get(views[i].journal, "source"), &source) ||
+			!is_about(run, views[i].journal, &source))
 			continue;
-		pidfd = smv_process_open(&source);
-		if (pidfd < 0)
-			continue; /* its QEMU has ended: a namesake of ours */
-		close(pidfd);
 		if (views[i].busy)
 			r = smv_fail(err, SMV_REFUSED, "migration-active",
 				"Wait for it, or use smemv-migrate cancel.",
@@ -167,11 +178,13 @@ static void keep_supervised(struct run *run)
 {
 	struct smv_error err;
 
-	if (waitpid(run->supervisor, NULL, WNOHANG) != run->supervisor)
+	if (run->supervisor > 0 && waitpid(run->supervisor, NULL, WNOHANG) != run->supervisor)
 		return;
 	smv_log_warning("the supervisor has ended; starting another one");
-	if (smv_supervisor_start(run->o->state_dir, run->journal->id, &run->supervisor, &err) < 0)
+	if (smv_supervisor_start(run->o->state_dir, run->journal->id, &run->supervisor, &err) < 0) {
 		smv_log_warning("%s", err.message);
+		run->supervisor = -1;
+	}
 }
 
 /* --- the phases --------------------------------------------------------------------------- */
@@ -191,11 +204,11 @@ static int check(struct run *run, struct smv_error *err)
 	if (r < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
-	if ((r = begin_journal(run, err)) < 0)
+	if ((r = check_others(run, err)) < 0 || (r = begin_journal(run, err)) < 0)
 		return r;
 	smv_progress_begin(run->journal);
 	r = smv_dest_open(&o->to, run->journal->id, &run->dest, err);
-	run->dest.interrupted = interrupted;
+	run->dest.interrupted = smv_run_interrupted;
 	set_cancel_client(run->dest.client);
 	return r;
 }
@@ -228,8 +241,8 @@ static int prepare(struct run *run, struct smv_error *err)
 	if (smv_pageset_create(run->source.ram.nr_pages, &run->hot) < 0 ||
 		smv_pageset_create(run->source.ram.nr_pages, &run->dirty) < 0)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	return smv_push_open(
-		&run->source, &run->dest, &run->hot, o->bandwidth, interrupted, &run->push, err);
+	return smv_push_open(&run->source, &run->dest, &run->hot, o->bandwidth, smv_run_interrupted,
+		&run->push, err);
 }
 
 static int sample(struct run *run, struct smv_error *err)
@@ -241,7 +254,8 @@ static int sample(struct run *run, struct smv_error *err)
 		(r = smv_source_attach(&run->source, err)) < 0)
 		return r;
 	smv_fault_point("sampling");
-	return smv_hotness_sample(&run->source, run->dest.hot_credit, &run->hot, interrupted, err);
+	return smv_hotness_sample(
+		&run->source, run->dest.hot_credit, &run->hot, smv_run_interrupted, err);
 }
 
 static void show_progress(void *ctx, uint64_t done)
@@ -369,7 +383,7 @@ static int rounds(struct run *run, struct smv_error *err)
 		uint64_t left;
 		int r;
 
-		if ((r = interrupted(err)) < 0 || (r = collect(run, err)) < 0)
+		if ((r = smv_run_interrupted(err)) < 0 || (r = collect(run, err)) < 0)
 			return r;
 		left = smv_pageset_count(&run->dirty);
 		expected_ms = smv_converge_expected_ms(&run->converge, left * SMV_PAGE_SIZE);
@@ -410,7 +424,7 @@ static int switch_over(struct run *run, struct smv_error *err)
 	unthrottle_vm(run);
 	if ((r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
 		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
-			 &run->stopped_ns, interrupted, err)) < 0)
+			 &run->stopped_ns, smv_run_interrupted, err)) < 0)
 		return r;
 	smv_fault_point("pre-switchover");
 	/* The VM stands still: the last pages, then everything that the main host must know. */
@@ -423,7 +437,7 @@ static int switch_over(struct run *run, struct smv_error *err)
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
 	return smv_source_wait_migration(
-		&run->source, "completed", timeout_ms, NULL, interrupted, err);
+		&run->source, "completed", timeout_ms, NULL, smv_run_interrupted, err);
 }
 
 /* Written down before it is asked for: whoever takes over must know that the main host may own the
@@ -431,10 +445,11 @@ static int switch_over(struct run *run, struct smv_error *err)
 static int ask_for_commit(struct run *run, struct smv_error *err)
 {
 	struct smv_result *result = run->result;
-	int r = smv_journal_set(
-		run->journal, json_pack("{s:s, s:b}", "phase", "commit", "commit_sent", 1), err);
+	int r;
 
-	if (r < 0)
+	if ((r = smv_run_interrupted(err)) < 0 ||
+		(r = smv_journal_set(run->journal,
+			 json_pack("{s:s, s:b}", "phase", "commit", "commit_sent", 1), err)) < 0)
 		return r;
 	err->code = SMV_OK;
 	if (smv_dest_commit(&run->dest, STOPPED_TIMEOUT_MS, result->destination_state,
@@ -496,7 +511,9 @@ static bool is_refusal(enum smv_code code)
 static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 {
 	struct smv_result *result = run->result;
-	enum smv_outcome outcome = err->code == SMV_CANCELLED ? SMV_STOPPED : SMV_FAILED;
+	enum smv_outcome outcome = atomic_load(&cancel_requested) && err->code == SMV_CANCELLED
+					   ? SMV_STOPPED
+					   : SMV_FAILED;
 	enum smv_verdict verdict;
 
 	set_cancel_client(NULL);
@@ -521,22 +538,31 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 		return SMV_DOUBTFUL;
 	/* The answer to the commit was lost, not the commit. */
 	result->committed = true;
+	if (run->dest.not_running[0]) {
+		smv_fail(err, SMV_UNKNOWN, "not-running",
+			"Do not start the source; see smemvctl vms and the log of smemv-pagerd.",
+			"the destination owns the VM, but does not run it yet: %.400s",
+			run->dest.not_running);
+		return SMV_DOUBTFUL;
+	}
 	err->code = SMV_OK;
 	return SMV_COMPLETED;
 }
 
 /* From here on the journal says how it ended, should nobody get to hear it from us. */
-static void write_outcome(struct run *run)
+static void write_outcome(struct run *run, bool unrestored)
 {
 	struct smv_result *result = run->result;
 	json_t *changes;
 	struct smv_error err;
 
-	if (!run->journal->id[0])
+	if (!run->journal->id[0] || !run->journal->root)
 		return;
-	changes = json_pack("{s:o}", "undo", smv_source_undo(&run->source));
-	/* A source that could not be resumed is left to the supervisor, which tries again. */
-	result->settled = result->outcome != SMV_DOUBTFUL &&
+	/* We change nothing any more, so nobody has to watch whether we move. */
+	changes = json_pack("{s:o, s:n}", "undo", smv_source_undo(&run->source), "worker");
+	/* A source that could not be resumed or restored is left to the supervisor, which tries
+	 * again. */
+	result->settled = result->outcome != SMV_DOUBTFUL && !unrestored &&
 			  strcmp(result->error.reason, SMV_REASON_RESUME) != 0;
 	if (result->settled) {
 		json_t *outcome = smv_result_json(result);
@@ -546,6 +572,8 @@ static void write_outcome(struct run *run)
 	}
 	if (smv_journal_set(run->journal, changes, &err) < 0)
 		smv_log_warning("%s", err.message);
+	if (!result->settled)
+		keep_supervised(run);
 }
 
 void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
@@ -560,6 +588,7 @@ void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 			.max_rounds = options->max_rounds,
 			.max_throttle_percent = options->max_throttle_percent,
 			.stop = options->stop_on_no_converge}};
+	bool unrestored = false;
 	int r;
 
 	run.source.uffd = run.source.pagemap_fd = -1;
@@ -573,12 +602,12 @@ void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 		result->error.code = SMV_OK;
 	fill_counts(&run);
 	smv_push_close(run.push);
-	if (run.source.qmp)
-		smv_source_detach(&run.source);
+	if (run.source.qmp && smv_source_detach(&run.source) < 0)
+		unrestored = true;
 	smv_source_state(&run.source, result->source_state, sizeof(result->source_state));
 	result->total_ms = ms_since(run.start_ns);
 	smv_progress_end();
-	write_outcome(&run);
+	write_outcome(&run, unrestored);
 	smv_source_close(&run.source);
 	smv_dest_close(&run.dest);
 	smv_pageset_destroy(&run.hot);

@@ -47,6 +47,9 @@ struct smv_run_options {
 void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 	struct smv_result *result);
 
+/** smv_run_interrupted - an smv_interrupted: has smv_run_cancel() been called, is the time over? */
+int smv_run_interrupted(struct smv_error *err);
+
 /** smv_run_cancel - make smv_run() abort, also a control call that is under way. From another
  * thread; may be called again and again. */
 void smv_run_cancel(void);

@@ -242,9 +242,13 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	int r;
 
 	init(s);
-	if (pidfd < 0)
+	if (pidfd == -ESRCH)
 		return smv_fail(err, SMV_NOT_FOUND, "source-gone", NULL,
 			"the source's QEMU (process %d) has ended", (int)process->pid);
+	if (pidfd < 0)
+		return smv_fail(err, SMV_UNAVAILABLE, "process", NULL,
+			"cannot tell whether the source's QEMU (process %d) lives: %s",
+			(int)process->pid, strerror(-pidfd));
 	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
 		(r = open_process(s, qmp_path, shim_path, process->pid, err)) < 0)
 		return r;
@@ -393,6 +397,13 @@ int smv_source_continue_migration(struct smv_source *s, struct smv_error *err)
 		json_pack("{s:s}", "state", "pre-switchover"), NULL, SMV_QMP_TIMEOUT_MS, err);
 }
 
+/* The guest has ended meanwhile: nothing that could run on. */
+static bool is_final(const char *state)
+{
+	return strcmp(state, "shutdown") == 0 || strcmp(state, "guest-panicked") == 0 ||
+	       strcmp(state, "internal-error") == 0;
+}
+
 int smv_source_resume(struct smv_source *s, struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + SMV_QMP_TIMEOUT_MS * SMV_NS_PER_MS;
@@ -414,14 +425,15 @@ int smv_source_resume(struct smv_source *s, struct smv_error *err)
 		if ((r = migration_status(s, status, sizeof(status), err)) < 0)
 			return r;
 	}
-	s->migrating = false;
 	/* QEMU lets the VM run again by itself after a cancel, but not after a completed transfer.
 	 */
 	for (;;) {
 		if ((r = smv_qmp_run_state(s->qmp, state, sizeof(state), err)) < 0)
 			return r;
-		if (strcmp(state, "running") == 0)
+		if (strcmp(state, "running") == 0 || is_final(state)) {
+			s->migrating = false;
 			return 0;
+		}
 		if (smv_now_ns() > end)
 			return smv_fail(err, SMV_TIMEOUT, "resume",
 				"Resume it by hand (QMP: cont).",
@@ -432,30 +444,64 @@ int smv_source_resume(struct smv_source *s, struct smv_error *err)
 	}
 }
 
-void smv_source_detach(struct smv_source *s)
+/* Did a command fail in a way that may pass? What QEMU refuses it will refuse again. */
+static bool may_pass(const struct smv_error *err)
 {
+	return err->code != SMV_REFUSED && err->code != SMV_UNIMPLEMENTED;
+}
+
+static bool restore_capabilities(struct smv_source *s)
+{
+	bool again = false, all = true;
 	struct smv_error err;
 
-	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++)
-		if (smv_qmp_set_capability(s->qmp, capabilities[i], s->caps[i], &err) < 0)
-			smv_log_warning("cannot restore QEMU's migration capability %s: %s",
-				capabilities[i], err.message);
-	s->caps_saved = false;
+	for (size_t i = 0; s->caps_saved && i < SMV_ARRAY_SIZE(capabilities); i++) {
+		if (smv_qmp_set_capability(s->qmp, capabilities[i], s->caps[i], &err) == 0)
+			continue;
+		smv_log_warning("cannot restore QEMU's migration capability %s: %s",
+			capabilities[i], err.message);
+		/* While its migration is active QEMU refuses; that passes, too. */
+		again |= may_pass(&err) || s->migrating;
+		all = false;
+	}
+	if (all)
+		s->caps_saved = false;
+	return !again;
+}
+
+static bool stop_tracking(struct smv_source *s)
+{
+	int r = 0;
+
 	for (unsigned int i = 0; s->uffd >= 0 && i < s->ram.nr_blocks; i++)
 		smv_uffd_unregister(
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {
 		close(s->uffd);
-		smv_guest_process_close_uffd(s->guest);
+		r = smv_guest_process_close_uffd(s->guest);
 	}
-	s->registered = false;
 	s->uffd = -1;
+	if (r == 0)
+		s->registered = false;
+	return r == 0;
+}
+
+int smv_source_detach(struct smv_source *s)
+{
+	bool done = restore_capabilities(s);
+	struct smv_error err;
+
+	if (!stop_tracking(s))
+		smv_log_warning("QEMU keeps a userfaultfd of ours open");
 	/* Last: while writes are tracked none may go past the page tables. */
-	if (smv_disks_put_back(s->qmp, s->disks, &err) < 0)
+	if (smv_disks_put_back(s->qmp, s->disks, &err) < 0) {
 		smv_log_warning(
 			"a disk of the source stays with cache.direct=off: %s", err.message);
+		return may_pass(&err) || !done ? -EAGAIN : 0;
+	}
 	json_decref(s->disks);
 	s->disks = NULL;
+	return done ? 0 : -EAGAIN;
 }
 
 void smv_source_close(struct smv_source *s)

@@ -102,8 +102,9 @@ int smv_source_continue_migration(struct smv_source *source, struct smv_error *e
 /** smv_source_resume - cancel QEMU's migration, if any, and let the VM run again. */
 int smv_source_resume(struct smv_source *source, struct smv_error *err);
 
-/** smv_source_detach - restore the capabilities, stop tracking. Fine at any time after open. */
-void smv_source_detach(struct smv_source *source);
+/** smv_source_detach - restore the capabilities, stop tracking. Fine at any time after open. What
+ * could not be put back stays in smv_source_undo(); -errno when it is worth trying again. */
+int smv_source_detach(struct smv_source *source);
 void smv_source_close(struct smv_source *source);
 
 /** smv_source_state - QEMU's run state; "gone" when it does not answer. */

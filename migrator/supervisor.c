@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
@@ -32,7 +31,6 @@ extern char **environ;
 int smv_supervisor_start(
 	const char *state_dir, const char *id, pid_t *supervisor, struct smv_error *err)
 {
-	char self[PATH_MAX] = "";
 	char *argv[] = {
 		"smemv-migrate", "supervise", "--state-dir", (char *)state_dir, (char *)id, NULL};
 	posix_spawn_file_actions_t actions;
@@ -40,9 +38,6 @@ int smv_supervisor_start(
 	sigset_t none, defaults;
 	int r;
 
-	if (readlink("/proc/self/exe", self, sizeof(self) - 1) < 0)
-		return smv_fail(err, SMV_INTERNAL, "supervisor", NULL,
-			"cannot find my own program: %s", strerror(errno));
 	/* Who reads our standard output must not wait for the supervisor's end. */
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -54,7 +49,8 @@ int smv_supervisor_start(
 	posix_spawnattr_setsigdefault(&attr, &defaults);
 	posix_spawnattr_setflags(
 		&attr, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-	r = posix_spawn(supervisor, self, &actions, &attr, argv, environ);
+	/* Not by its name: an upgrade may have replaced the file. */
+	r = posix_spawn(supervisor, "/proc/self/exe", &actions, &attr, argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attr);
 	return r ? smv_fail(err, SMV_INTERNAL, "supervisor", NULL,
@@ -84,12 +80,14 @@ static void kill_if_stuck(const struct smv_journal_view *view, uint64_t silent_n
 	struct smv_process process;
 	int pidfd;
 
-	if (silent_ns < SILENCE_NS || !json_is_true(json_object_get(undo, "migrating")) ||
+	if (silent_ns < SILENCE_NS || json_object_get(view->journal, "outcome") ||
+		!json_is_true(json_object_get(undo, "migrating")) ||
 		!smv_json_to_process(json_object_get(view->journal, "worker"), &process) ||
 		(pidfd = smv_process_open(&process)) < 0)
 		return;
-	smv_log_error("migration %s: smemv-migrate (process %d) has not moved for %llu s during the "
-		      "switch-over: it is killed",
+	smv_log_error(
+		"migration %s: smemv-migrate (process %d) has not moved for %llu s during the "
+		"switch-over: it is killed",
 		view->id, (int)process.pid, silent_ns / SMV_NS_PER_S);
 	syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
 	close(pidfd);
@@ -148,6 +146,20 @@ static void leave_stderr(void)
 		close(null);
 }
 
+/* Only a journal that is gone is an end: what else goes wrong may pass. */
+static int open_journal(const char *state_dir, const char *id, struct smv_journal *journal)
+{
+	struct smv_error err;
+
+	while (smv_journal_open(state_dir, id, true, journal, &err) < 0) {
+		if (err.code == SMV_NOT_FOUND)
+			return -ENOENT;
+		smv_log_warning("migration %s: %s", id, err.message);
+		smv_sleep_ms(RETRY_MAX_MS);
+	}
+	return 0;
+}
+
 static void settle(const char *state_dir, const char *id)
 {
 	unsigned int pause_ms = RETRY_MIN_MS;
@@ -156,9 +168,8 @@ static void settle(const char *state_dir, const char *id)
 	for (;;) {
 		struct smv_recovery recovery;
 		struct smv_journal journal;
-		struct smv_error err;
 
-		if (smv_journal_open(state_dir, id, true, &journal, &err) < 0)
+		if (open_journal(state_dir, id, &journal) < 0)
 			return; /* told and removed */
 		smv_fault_point("supervisor-settles");
 		smv_recover(&journal, VERDICT_MS, false, &recovery);
@@ -179,7 +190,6 @@ int smv_supervise(const char *state_dir, const char *id)
 {
 	static struct watch w; /* the thread may outlive this function */
 	struct smv_journal journal;
-	struct smv_error err;
 	pthread_t thread;
 	bool resolved;
 	int r;
@@ -193,7 +203,7 @@ int smv_supervise(const char *state_dir, const char *id)
 		smv_log_warning("cannot watch for a smemv-migrate that hangs: %s", strerror(r));
 	else
 		pthread_detach(thread);
-	if (smv_journal_open(state_dir, id, true, &journal, &err) < 0)
+	if (open_journal(state_dir, id, &journal) < 0)
 		return EXIT_SUCCESS; /* it ended as it should */
 	resolved = json_is_object(json_object_get(journal.root, "outcome"));
 	smv_journal_close(&journal);

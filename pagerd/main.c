@@ -4,6 +4,7 @@
 #include "common/host_check.h"
 #include "common/log.h"
 #include "common/program.h"
+#include "pagerd/debts.h"
 #include "pagerd/migration.h"
 #include "pagerd/service.h"
 #include "pagerd/state.h"
@@ -147,6 +148,7 @@ static int start(struct smv_rpc_server **server, struct smv_error *err)
 	if ((r = smv_kernel_check(err)) < 0 || (r = smv_vms_init(opts.state_dir, err)) < 0 ||
 		(r = lock_state_dir(err)) < 0 || (r = smv_verdicts_init(opts.state_dir, err)) < 0)
 		return r;
+	smv_debts_init(opts.state_dir);
 	for (size_t i = 0; i < opts.nr_data; i++)
 		if ((r = smv_migration_listen(&opts.data[i], opts.advertise, err)) < 0)
 			return r;
@@ -184,6 +186,7 @@ int main(int argc, char **argv)
 		"within its budget, serves its faults from the sub-hosts.",
 		children, NULL, NULL};
 	struct smv_rpc_server *server = NULL;
+	size_t nr_left;
 	struct smv_error err = {0};
 	sigset_t signals;
 	int r;
@@ -202,9 +205,10 @@ int main(int argc, char **argv)
 		smv_error_print(&err);
 	if (server)
 		smv_rpc_server_destroy(server, GRACE_MS);
-	smv_vms_shutdown();
+	nr_left = smv_vms_shutdown();
 	if (r == 0)
-		smv_verdicts_end();
+		smv_verdicts_end(nr_left > 0);
+	smv_debts_end();
 	smv_migration_unlisten();
 	smv_rpc_shutdown();
 	return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

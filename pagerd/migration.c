@@ -32,6 +32,7 @@
 #define DATA_TIMEOUT_MS 5000
 #define MAX_ENDPOINTS 8
 #define SUB_HOST_TIMEOUT_MS 1500
+#define UNFENCED_PATIENCE_NS (10 * SMV_NS_PER_S)
 #define LEASE_TIMEOUT_MS 5000 /* besides the time to register */
 /* The VM stands still while the destination loads the device state. */
 #define COMMIT_TIMEOUT_MAX_MS 60000
@@ -60,7 +61,7 @@ struct smv_migration {
 	bool incoming_started;
 	bool ignored_shared; /* QEMU's capability as it was before */
 	bool to_be_run;      /* committed, but the VM was not seen to run yet */
-	uint64_t run_retry_ns;
+	uint64_t run_retry_ns, restored_ns;
 	char why[200]; /* of the abort, or of the VM's not running */
 
 	/* Held while pages are placed (reports and hot chunks), which only happens while the map is
@@ -307,7 +308,8 @@ static int ring_open(struct smv_migration *m, const struct smv_transport *t, str
 			       SMV_ACCESS_REMOTE_WRITE, &m->ring_region)) < 0) {
 		smv_domain_destroy(m->ring_domain);
 		munmap(ring, ring_bytes());
-	}
+	} else if (r < 0 && ring != MAP_FAILED)
+		munmap(ring, ring_bytes());
 	if (r < 0)
 		return smv_fail(err, smv_code_from_errno(r), "hot-ring", NULL,
 			"cannot set up the ring for hot pages: %s", strerror(-r));
@@ -746,12 +748,13 @@ int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareRes
 		pthread_mutex_unlock(&vm->lock);
 		return r;
 	}
-	set_id(m, q->migration_id);
 	m->applied = 0;
 	m->incoming_started = m->to_be_run = false;
 	m->why[0] = '\0';
 	touch(m);
+	/* Whoever finds the new id must not see how the former migration ended. */
 	atomic_store(&m->state, PREPARING);
+	set_id(m, q->migration_id);
 	vm->state = SMV_VM_RECEIVING;
 	r = set_up(vm, m, q, err);
 	if (r == 0)
@@ -1263,10 +1266,18 @@ void smv_migration_check_silence(struct smv_vm *vm)
 {
 	struct smv_migration *m = vm->migration;
 	int state = m ? atomic_load(&m->state) : ABORTED;
+	/* In this order: somebody may be heard of in between. */
+	uint64_t last = m ? atomic_load(&m->last_contact_ns) : 0, now = smv_now_ns();
 
-	if ((state == PREPARING || state == RECEIVING || state == CONFIRMED) &&
-		smv_now_ns() - atomic_load(&m->last_contact_ns) > SILENCE_NS)
+	if ((state == PREPARING || state == RECEIVING || state == CONFIRMED) && now > last &&
+		now - last > SILENCE_NS)
 		smv_migration_abort(vm, "the source has not been heard of for 60 s", NULL);
+}
+
+/* Restored by a new pager, and nobody was told: the source still has the VM as a whole. */
+static const char *why_not(const struct smv_vm *vm)
+{
+	return smv_pagemap_count(&vm->map, SMV_PAGE_LOST) ? "pages were lost before it ran" : NULL;
 }
 
 void smv_migration_run_locked(struct smv_vm *vm)
@@ -1274,9 +1285,12 @@ void smv_migration_run_locked(struct smv_vm *vm)
 	struct smv_migration *m = vm->migration;
 	int state = m ? atomic_load(&m->state) : ABORTED;
 
-	if (state == COMMITTING)
-		end_commit(vm, m, NULL, NULL);
-	else if (state == COMMITTED && m->to_be_run && smv_now_ns() >= m->run_retry_ns) {
+	if (state == COMMITTING && !vm->nr_unfenced)
+		end_commit(vm, m, why_not(vm), NULL);
+	else if (state == COMMITTING && smv_now_ns() - m->restored_ns > UNFENCED_PATIENCE_NS)
+		end_commit(vm, m, "a sub-host does not answer after the restart", NULL);
+	else if (state == COMMITTED && m->to_be_run && vm->pager &&
+		 smv_now_ns() >= m->run_retry_ns) {
 		run_committed(vm, m);
 		m->run_retry_ns = smv_now_ns() + RUN_AGAIN_NS;
 	}
@@ -1316,6 +1330,7 @@ void smv_migration_restored(struct smv_vm *vm)
 {
 	struct smv_migration *m = vm->migration;
 
+	m->restored_ns = smv_now_ns();
 	atomic_store(&m->state,
 		smv_migration_verdict_of(m) == SMV_VERDICT_COMMITTED ? COMMITTING : COMMITTED);
 }

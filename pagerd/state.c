@@ -3,7 +3,7 @@
 
 #include "client/leases_state.h"
 #include "common/cleanup.h"
-#include "pagerd/durable.h"
+#include "common/files.h"
 #include "pagerd/migration.h"
 #include "vmm/maps.h"
 
@@ -57,7 +57,7 @@ static int save_failed(const struct smv_vm *vm, const char *path, int r, struct 
 		path, strerror(-r));
 }
 
-int smv_vm_save(const struct smv_vm *vm, struct smv_error *err)
+int smv_vm_save(struct smv_vm *vm, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *root = json_pack("{s:i, s:s, s:i, s:o, s:s, s:s, s:s, s:o}", "version",
 		VERSION, "name", vm->name, "pid", (int)vm->process.pid, "start_time",
@@ -81,7 +81,8 @@ int smv_vm_save(const struct smv_vm *vm, struct smv_error *err)
 		json_object_set_new(root, "migration", smv_migration_to_json(vm->migration));
 	smv_vm_path(vm, "vm.json", path, sizeof(path));
 	if (r == 0)
-		r = smv_durable_write_json(path, root, JSON_INDENT(1));
+		r = smv_replace_json(AT_FDCWD, path, root, JSON_INDENT(1), true);
+	vm->unsaved = r < 0;
 	return r < 0 ? save_failed(vm, path, r < -1 ? r : -ENOMEM, err) : 0;
 }
 
@@ -106,7 +107,7 @@ int smv_vm_save_extents(const struct smv_vm *vm, struct smv_error *err)
 	json_object_set_new(root, "sub_hosts", hosts);
 	json_object_set_new(root, "extents", extents);
 	smv_vm_path(vm, "extents.json", path, sizeof(path));
-	r = smv_durable_write_json(path, root, JSON_COMPACT);
+	r = smv_replace_json(AT_FDCWD, path, root, JSON_COMPACT, true);
 	return r < 0 ? save_failed(vm, path, r, err) : 0;
 }
 

@@ -6,7 +6,7 @@
  *   NAME.extents.json  where the slots are, written once
  *   NAME.map           the page map, changed word by word
  *
- * The JSON files are replaced as a whole (pagerd/durable.h), each time before what they say can
+ * The JSON files are replaced as a whole (common/files.h), each time before what they say can
  * have an effect that a successor must know of: before the RAM is registered, before
  * `migrate-incoming`, before a new epoch is used, before the commit.
  */
@@ -18,7 +18,7 @@
 #include <jansson.h>
 
 /** smv_vm_save - write NAME.vm.json; the VM's lock is held. */
-int smv_vm_save(const struct smv_vm *vm, struct smv_error *err);
+int smv_vm_save(struct smv_vm *vm, struct smv_error *err);
 int smv_vm_save_extents(const struct smv_vm *vm, struct smv_error *err);
 
 /** smv_vm_load_extents - the extent table into @vm->backing, whose sub-hosts are there already. */

@@ -202,6 +202,9 @@ static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
 		r = smv_vm_open_ram(vm, state, err);
 	if (vm->migration && is_committed(vm, state)) {
 		vm->state = SMV_VM_RUNNING;
+		/* Whatever becomes of the log: it runs here. */
+		if (r == 0 && smv_migration_verdict_of(vm->migration) == SMV_VERDICT_TOLD)
+			smv_vm_save(vm, NULL);
 		if (r == 0)
 			r = resume(vm, err);
 		if (r < 0)

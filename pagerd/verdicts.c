@@ -3,9 +3,10 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
-#include "pagerd/durable.h"
+#include "common/files.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <string.h>
@@ -157,7 +158,7 @@ static int put_locked(const char *id, const char *vm, enum smv_verdict_state sta
 		return -ENOMEM;
 	trim(log);
 	/* First the file, then what we answer from. */
-	r = smv_durable_write_json(path, log, JSON_INDENT(1));
+	r = smv_replace_json(AT_FDCWD, path, log, JSON_INDENT(1), true);
 	if (r < 0)
 		return r;
 	json_decref(entries);
@@ -209,9 +210,8 @@ void smv_verdicts_abort_rest(bool (*is_here)(const char *id))
 				"smemv-pagerd was restarted before the commit");
 }
 
-void smv_verdicts_end(void)
+void smv_verdicts_end(bool keep)
 {
-	bool keep = false;
 	json_t *entry;
 	size_t i;
 

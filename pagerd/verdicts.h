@@ -45,7 +45,7 @@ enum smv_verdict_state smv_verdicts_get(const char *id, char *why);
 void smv_verdicts_abort_rest(bool (*is_here)(const char *id));
 
 /** smv_verdicts_end - remove the file unless somebody may still ask: nothing in it is younger than
- * an hour or open. */
-void smv_verdicts_end(void);
+ * an hour or open. @keep: keep it in any case, for VMs that live on. */
+void smv_verdicts_end(bool keep);
 
 #endif

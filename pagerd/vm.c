@@ -4,8 +4,10 @@
 #include "client/uffd.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/files.h"
 #include "common/log.h"
 #include "client/leases_state.h"
+#include "pagerd/debts.h"
 #include "pagerd/migration.h"
 #include "pagerd/state.h"
 #include "pagerd/verdicts.h"
@@ -38,21 +40,15 @@ static char state_dir[256];
 
 int smv_vms_init(const char *dir, struct smv_error *err)
 {
+	int r;
+
 	if (snprintf(state_dir, sizeof(state_dir), "%s", dir) >= (int)sizeof(state_dir))
 		return smv_fail(
 			err, SMV_INVALID, "state-dir", NULL, "--state-dir '%s' is too long", dir);
-	for (char *slash = strchr(state_dir + 1, '/');; slash = strchr(slash + 1, '/')) {
-		if (slash)
-			*slash = '\0';
-		if (mkdir(state_dir, 0700) < 0 && errno != EEXIST)
-			return smv_fail(err, SMV_INVALID, "state-dir",
-				"Choose another --state-dir.",
-				"cannot make the state directory %s: %s", state_dir,
-				strerror(errno));
-		if (!slash)
-			return 0;
-		*slash = '/';
-	}
+	r = smv_make_directories(state_dir, 0700);
+	return r < 0 ? smv_fail(err, SMV_INVALID, "state-dir", "Choose another --state-dir.",
+			       "cannot make the state directory %s: %s", state_dir, strerror(-r))
+		     : 0;
 }
 
 const char *smv_vms_state_dir(void)
@@ -87,8 +83,9 @@ void smv_vm_back_out(struct smv_vm *vm)
 	smv_pager_destroy(vm->pager);
 	vm->pager = NULL;
 	if (vm->backed) {
-		smv_leases_release(&vm->leases, &vm->backing);
-		smv_backing_free(&vm->backing);
+		smv_leases_release_try(&vm->leases, &vm->backing);
+		smv_debts_add(&vm->leases, &vm->backing);
+		smv_leases_forget(&vm->leases, &vm->backing);
 	}
 	vm->backed = false;
 	smv_slots_destroy(&vm->slots);
@@ -357,15 +354,17 @@ int smv_vms_add(struct smv_vm *vm, struct smv_error *err)
 
 static void forget(struct smv_vm *vm)
 {
+	bool found = false;
+
 	pthread_mutex_lock(&registry_lock);
-	for (size_t i = 0; i < nr_vms; i++) {
-		if (vms[i] == vm) {
+	for (size_t i = 0; i < nr_vms && !found; i++) {
+		found = vms[i] == vm;
+		if (found)
 			vms[i] = vms[--nr_vms];
-			break;
-		}
 	}
 	pthread_mutex_unlock(&registry_lock);
-	smv_vm_put(vm);
+	if (found)
+		smv_vm_put(vm);
 }
 
 int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
@@ -458,8 +457,8 @@ static void watch_locked(struct smv_vm *vm)
 	}
 	switch (smv_watch_check(&vm->watch, vm->qmp, vm->process.pid, &err)) {
 	case 1:
-		smv_log_error("VM '%s': its memory is at risk: %s %s", vm->name, err.message,
-			err.hint);
+		smv_log_error(
+			"VM '%s': its memory is at risk: %s %s", vm->name, err.message, err.hint);
 		break;
 	case 2:
 		smv_log_info("VM '%s': what put its memory at risk is gone", vm->name);
@@ -479,6 +478,8 @@ static void tick_locked(struct smv_vm *vm)
 		vm->renewed_ns = smv_now_ns();
 	}
 	fence_rest(vm);
+	if (vm->unsaved)
+		smv_vm_save(vm, NULL);
 	if (vm->state == SMV_VM_RUNNING)
 		connect_qmp_again(vm);
 	smv_migration_run_locked(vm);
@@ -497,8 +498,10 @@ void smv_vms_tick(void)
 
 		/* Who is busy with the VM is not waited for: the others have their turn. */
 		if (pthread_mutex_trylock(&vm->lock) == 0) {
-			ended = !smv_vm_is_alive(vm);
-			if (ended)
+			ended = !vm->gone && !smv_vm_is_alive(vm);
+			if (vm->gone)
+				;
+			else if (ended)
 				end_vm_locked(vm, "QEMU's process has ended");
 			else
 				tick_locked(vm);
@@ -511,6 +514,7 @@ void smv_vms_tick(void)
 		smv_vm_put(vm);
 	}
 	free(list);
+	smv_debts_tick();
 }
 
 /* Serving ends in order: an eviction under way is finished or taken back. All else is in the VM's
@@ -526,7 +530,7 @@ static void leave_to_next(struct smv_vm *vm)
 	smv_pagemap_destroy(&vm->map);
 }
 
-void smv_vms_shutdown(void)
+size_t smv_vms_shutdown(void)
 {
 	struct smv_vm **list;
 	size_t n = smv_vms_list(&list), nr_running = 0;
@@ -556,4 +560,5 @@ void smv_vms_shutdown(void)
 		smv_log_warning(
 			"%zu VMs wait: start smemv-pagerd again with the same options", nr_running);
 	free(list);
+	return nr_running;
 }

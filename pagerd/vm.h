@@ -70,6 +70,7 @@ struct smv_vm {
 	bool fenced[SMV_SUB_HOSTS_MAX];
 	unsigned int nr_unfenced; /* sub-hosts that could not be fenced yet */
 	uint64_t fence_retry_ns;
+	bool unsaved; /* its file could not be written; tried again */
 	struct smv_watch watch; /* of a VM that runs here */
 	uint64_t watch_retry_ns;
 	char trouble[400]; /* why it could not be taken over: it waits; else empty */
@@ -99,8 +100,8 @@ size_t smv_vms_list(struct smv_vm ***vms);
 void smv_vms_tick(void);
 
 /** smv_vms_shutdown - abort what is not committed; VMs that live on wait, with all that the next
- * pager needs in their files. */
-void smv_vms_shutdown(void);
+ * pager needs in their files. Returns how many run here. */
+size_t smv_vms_shutdown(void);
 
 const char *smv_vms_state_dir(void);
 /** smv_vm_new - with one reference, in no list; NULL: out of memory. */

@@ -5,6 +5,7 @@
  */
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/files.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "rpc/rpc.h"
@@ -53,22 +54,6 @@ struct run {
 
 /* --- runtime directory --------------------------------------------------------------------- */
 
-static int make_directories(char *path)
-{
-	for (char *p = path + 1;; p++) {
-		char c = *p;
-
-		if (c && c != '/')
-			continue;
-		*p = 0;
-		if (mkdir(path, 0755) < 0 && errno != EEXIST)
-			return -errno;
-		*p = c;
-		if (!c)
-			return 0;
-	}
-}
-
 static int find_runtime_dir(struct run *run, struct smv_error *err)
 {
 	char wish[PATH_MAX];
@@ -82,7 +67,7 @@ static int find_runtime_dir(struct run *run, struct smv_error *err)
 			run->runtime_dir);
 	if (r < 0)
 		return r;
-	r = make_directories(wish);
+	r = smv_make_directories(wish, 0755);
 	/* QEMU may change its directory (-daemonize does), so all paths are absolute. */
 	if (!r && !realpath(wish, run->dir))
 		r = -errno;

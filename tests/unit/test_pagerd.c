@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client/leases_state.h"
-#include "pagerd/durable.h"
+#include "common/files.h"
 #include "pagerd/verdicts.h"
 
 #include "common/log.h"
@@ -8,6 +8,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,15 +243,15 @@ Test(verdicts, the_file_goes_when_nobody_can_ask_any_more)
 
 	open_log();
 	bring_to("m", SMV_VERDICT_TOLD);
-	smv_verdicts_end();
+	smv_verdicts_end(false);
 	cr_assert_eq(access(path, F_OK), 0);
 	/* An hour later. */
 	log = json_load_file(path, 0, NULL);
 	json_object_set_new(json_array_get(log, 0), "when", json_integer(1));
-	cr_assert_eq(smv_durable_write_json(path, log, 0), 0);
+	cr_assert_eq(smv_replace_json(AT_FDCWD, path, log, 0, true), 0);
 	json_decref(log);
 	open_log();
-	smv_verdicts_end();
+	smv_verdicts_end(false);
 	cr_assert_lt(access(path, F_OK), 0);
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "pagerd/durable.h"
+#include "common/files.h"
 
 #include "common/cleanup.h"
 #include "common/fault_point.h"
@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static int write_all(int fd, const char *text, size_t len)
 {
@@ -22,21 +23,41 @@ static int write_all(int fd, const char *text, size_t len)
 			len -= (size_t)n;
 		}
 	}
-	return fsync(fd) < 0 ? -errno : 0;
+	return 0;
 }
 
-static int sync_directory_of(const char *path)
+static int sync_directory_of(int dir_fd, const char *path)
 {
 	char dir[PATH_MAX];
 	CLEANUP_CLOSE int fd = -1;
 	const char *slash = strrchr(path, '/');
 
 	snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fd = openat(dir_fd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	return fd < 0 || fsync(fd) < 0 ? -errno : 0;
 }
 
-int smv_durable_write_json(const char *path, const json_t *json, size_t flags)
+int smv_make_directories(const char *path, mode_t mode)
+{
+	char part[PATH_MAX];
+
+	if (!path[0] || snprintf(part, sizeof(part), "%s", path) >= (int)sizeof(part))
+		return path[0] ? -ENAMETOOLONG : -ENOENT;
+	for (char *p = part + 1;; p++) {
+		char c = *p;
+
+		if (c && c != '/')
+			continue;
+		*p = '\0';
+		if (mkdir(part, mode) < 0 && errno != EEXIST)
+			return -errno;
+		*p = c;
+		if (!c)
+			return 0;
+	}
+}
+
+int smv_replace_json(int dir_fd, const char *path, const json_t *json, size_t flags, bool durable)
 {
 	CLEANUP_FREE char *text = json ? json_dumps(json, flags) : NULL;
 	char fresh[PATH_MAX];
@@ -49,22 +70,24 @@ int smv_durable_write_json(const char *path, const json_t *json, size_t flags)
 		return -ENAMETOOLONG;
 	if (smv_fault_point("durable-fails"))
 		return -EIO;
-	fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	fd = openat(dir_fd, fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;
 	r = write_all(fd, text, strlen(text));
+	if (r == 0 && durable && fsync(fd) < 0)
+		r = -errno;
 	smv_fault_point("durable-written");
-	if (r == 0 && rename(fresh, path) < 0)
+	if (r == 0 && renameat(dir_fd, fresh, dir_fd, path) < 0)
 		r = -errno;
 	if (r < 0) {
-		unlink(fresh);
+		unlinkat(dir_fd, fresh, 0);
 		return r;
 	}
 	smv_fault_point("durable-renamed");
 	/* The new content is there for whoever looks; only a crash of the host could undo it, and
 	 * that takes the VMs along. So this is no failure, after which callers would go by the old
 	 * one. */
-	if ((r = sync_directory_of(path)) < 0)
+	if (durable && (r = sync_directory_of(dir_fd, path)) < 0)
 		smv_log_warning("cannot sync the directory of %s: %s", path, strerror(-r));
 	return 0;
 }
