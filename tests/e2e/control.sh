@@ -82,6 +82,21 @@ check "no convergence: no journal is left" test -z "$(smemv_migrate status --jso
 check "the log has a line for each round" \
 	test "$(grep -c 'info smemv-migrate: round [0-9]*: [0-9]* pages, .*/s$' "$LAB_DIR/migrate.log")" -ge 4
 
+# ---- on a terminal ----
+
+host_exec source script -qec \
+	"$SMEMV_BIN/migrator/smemv-migrate run ${target[*]} ${SLOW[*]}" /dev/null >"$LAB_DIR/terminal" </dev/null &
+terminal=$!
+check "terminal: the second one begins" scenario_wait 30 "rounds" status_is '.progress.bytes_per_s > 0'
+sleep 1
+RC2=0
+smemv_migrate cancel --vm guest >"$LAB_DIR/cancel.text" || RC2=$?
+check "terminal: cancel says that it is cancelled" grep -q 'cancelled; the source is .running' "$LAB_DIR/cancel.text"
+check "terminal: its exit status, too" test "$RC2" -eq 0
+wait "$terminal" || :
+check "terminal: there is a bar with round, what is left and the rate" \
+	grep -aqE 'rounds round 0 \[#+\.*\] [0-9.]+ [KMG]iB left, [0-9.]+ [KMG]iB/s' "$LAB_DIR/terminal"
+
 # Slowed down enough, the VM dirties less than the link carries.
 migrate "${SLOW[@]}" --max-throttle 99 --max-downtime 350
 check "throttled: the migration completes" is '.status == "completed"'

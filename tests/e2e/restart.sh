@@ -64,6 +64,18 @@ check "the guest has seen no wrong page" test "$(last_heartbeat main mismatches)
 # Its threads wait: it cannot be asked to power off.
 run_pid=${SCENARIO_PID[main-vm]}
 SCENARIO_PID[main-vm]=$(pgrep -P "$run_pid" -f mem-path=/dev/shm/main.ram)
+# And just then a sub-host is away, that cannot be given its lease back.
+scenario_end sub2 KILL
 scenario_end main-vm KILL
 wait "$run_pid" 2>/dev/null || :
+debts_known() {
+	[[ -n $(host_run main find /run /dev/shm -name debts.json) ]]
+}
+check "the pager remembers the lease that it could not give back" scenario_wait 20 "debts" debts_known
+start_again sub2
+check "and gives it back when the sub-host is there again" scenario_wait 30 "no leases" scenario_no_leases
+no_debts() {
+	! debts_known
+}
+check "then it forgets it" scenario_wait 10 "no debts" no_debts
 down
