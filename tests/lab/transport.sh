@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The transport between two hosts: all its tests over verbs and tcp with the server in one guest and the
-# client in another, then all that can happen to a host and its link, then leases over verbs. One line per
+# client in another, then leases over verbs, then all that can happen to a host and its link. One line per
 # check; exit status 1 if any failed. Three minutes.
 set -euo pipefail
 
@@ -46,9 +46,9 @@ lab_status=0
 guest="SMEMV_BIN='$SMEMV_BIN' '$lab_dir/transport"
 "$lab_dir/lab.sh" --timeout 400 --output "$work" \
 	--cmd 1 "$guest/server.sh'" --cmd 2 "$guest/client.sh'" || lab_status=$?
-criterion "$(part transport peer)" tcp verbs
-steps "$(part peer leases)"
-criterion "$(part leases end)" tcp mem verbs
+criterion "$(part transport leases)" tcp verbs
+criterion "$(part leases peer)" tcp mem verbs
+steps "$(part peer end)"
 check "the guests come to their ends" test "$lab_status" -eq 0
 check "all 34 transport tests have run" test "$(grep -c ' transport::' "$work/verdicts")" -eq 34
 check "what was moved was moved by RDMA" holds "$(fact 2 packets.end).received > 10000"

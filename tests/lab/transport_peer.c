@@ -390,8 +390,11 @@ static void lose_own_link(struct client *c, bool idle)
 		read_until_failure(c);
 	printf("  noticed after %u ms\n", (unsigned int)(now_ms() - start));
 	check(now_ms() - start < TIMEOUT_MS + LINGER_MS);
+	/* Soft-RoCE's QP 1 does not always survive a message of the connection manager that it is to
+	 * send while the link is down: then the device connects to nobody any more. */
+	while (now_ms() - start < OUTAGE_MS + LINGER_MS)
+		smv_sleep_ms(100);
 	connect_again(c, "writer");
-	check(now_ms() - start >= OUTAGE_MS);
 	verify(c);
 }
 
