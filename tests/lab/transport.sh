@@ -44,7 +44,7 @@ count() {
 
 lab_status=0
 guest="SMEMV_BIN='$SMEMV_BIN' '$lab_dir/transport"
-"$lab_dir/lab.sh" --timeout 400 --output "$work" \
+"$lab_dir/lab.sh" --timeout 700 --output "$work" \
 	--cmd 1 "$guest/server.sh'" --cmd 2 "$guest/client.sh'" || lab_status=$?
 criterion "$(part transport leases)" tcp verbs
 criterion "$(part leases peer)" tcp mem verbs

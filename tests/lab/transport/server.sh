@@ -15,4 +15,4 @@ serve_peer() {
 begin transport_server "$SMEMV_BIN/tests/lab/transport_server" 7777
 begin peer serve_peer
 meet ready
-barrier over 380
+barrier over 680
