@@ -4,10 +4,10 @@
 #include "common/cleanup.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <sys/pidfd.h>
 
 int smv_process_identify(pid_t pid, struct smv_process *process)
 {
@@ -38,7 +38,7 @@ int smv_process_identify(pid_t pid, struct smv_process *process)
 
 int smv_process_open(const struct smv_process *process)
 {
-	CLEANUP_CLOSE int fd = (int)syscall(SYS_pidfd_open, process->pid, 0);
+	CLEANUP_CLOSE int fd = pidfd_open(process->pid, 0);
 	struct smv_process now;
 	int r;
 
@@ -46,7 +46,19 @@ int smv_process_open(const struct smv_process *process)
 		return -errno;
 	/* Looked at behind the pidfd: if it is the right one now, the pidfd is of the right one. */
 	r = smv_process_identify(process->pid, &now);
+	/* The first thread can have ended before the others. */
+	if (r == -ESRCH && poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 0)
+		return -EIO;
 	if (r == 0 && now.start_time != process->start_time)
 		r = -ESRCH;
 	return r < 0 ? r : smv_take_fd(&fd);
+}
+
+int smv_process_signal(const struct smv_process *process, int sig)
+{
+	CLEANUP_CLOSE int fd = smv_process_open(process);
+
+	if (fd < 0)
+		return fd;
+	return pidfd_send_signal(fd, sig, NULL, 0) < 0 ? -errno : 0;
 }

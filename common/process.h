@@ -18,4 +18,8 @@ int smv_process_identify(pid_t pid, struct smv_process *process);
 /** smv_process_open - a pidfd of exactly this process; errors as above. The caller closes it. */
 int smv_process_open(const struct smv_process *process);
 
+/** smv_process_signal - send @sig to exactly this process; 0 only asks whether it lives. Errors as
+ * above. */
+int smv_process_signal(const struct smv_process *process, int sig);
+
 #endif

@@ -371,6 +371,13 @@ int smv_dest_confirm(struct smv_dest *d, const struct smv_pagemap *map, struct s
 	return r;
 }
 
+int smv_dest_not_running(const char *why, struct smv_error *err)
+{
+	return smv_fail(err, SMV_UNKNOWN, "not-running",
+		"Do not start the source; see smemvctl vms and the log of smemv-pagerd.",
+		"the destination owns the VM, but does not run it yet: %.400s", why);
+}
+
 enum smv_verdict smv_dest_commit(struct smv_dest *d, unsigned int timeout_ms, char *state,
 	size_t state_len, struct smv_error *err)
 {
@@ -389,11 +396,7 @@ enum smv_verdict smv_dest_commit(struct smv_dest *d, unsigned int timeout_ms, ch
 			smv_fail(err, SMV_INTERNAL, "no-verdict", NULL,
 				"the main host answered the commit with neither yes nor no");
 		else if (verdict == SMV_VERDICT_COMMITTED && v->why[0])
-			smv_fail(err, SMV_UNKNOWN, "not-running",
-				"Do not start the source; see smemvctl vms and the log of "
-				"smemv-pagerd.",
-				"the destination owns the VM, but does not run it yet: %.400s",
-				v->why);
+			smv_dest_not_running(v->why, err);
 		done(v);
 	}
 	return verdict;

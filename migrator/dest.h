@@ -93,6 +93,10 @@ enum smv_verdict {
 enum smv_verdict smv_dest_commit(struct smv_dest *dest, unsigned int timeout_ms, char *state,
 	size_t state_len, struct smv_error *err);
 
+/** smv_dest_not_running - the error for a VM that is committed, but does not run: "not-running".
+ * Returns a negative errno. */
+int smv_dest_not_running(const char *why, struct smv_error *err);
+
 /** smv_dest_abort - abort unless it is committed, asking again for up to @timeout_ms. UNKNOWN: the
  * pager did not answer. OPEN: it is committing and has not come to an end. */
 enum smv_verdict smv_dest_abort(struct smv_dest *dest, const char *why, unsigned int timeout_ms,

@@ -235,6 +235,22 @@ static bool look(int state_fd, const char *id, struct smv_journal_view *view)
 	return there;
 }
 
+bool smv_journal_look(const char *state_dir, const char *id, struct smv_journal_view *view)
+{
+	CLEANUP_CLOSE int state_fd = open(state_dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
+
+	*view = (struct smv_journal_view){.result_fd = -1};
+	return state_fd >= 0 && look(state_fd, id, view);
+}
+
+void smv_journal_view_clear(struct smv_journal_view *view)
+{
+	json_decref(view->journal);
+	json_decref(view->status);
+	if (view->result_fd >= 0)
+		close(view->result_fd);
+}
+
 int smv_journal_list(
 	const char *state_dir, struct smv_journal_view **views, size_t *nr, struct smv_error *err)
 {
@@ -266,13 +282,18 @@ int smv_journal_list(
 
 void smv_journal_list_free(struct smv_journal_view *views, size_t nr)
 {
-	for (size_t i = 0; i < nr; i++) {
-		json_decref(views[i].journal);
-		json_decref(views[i].status);
-		if (views[i].result_fd >= 0)
-			close(views[i].result_fd);
-	}
+	for (size_t i = 0; i < nr; i++)
+		smv_journal_view_clear(&views[i]);
 	free(views);
+}
+
+int smv_journal_signal(const struct smv_journal_view *view, int sig)
+{
+	struct smv_process worker;
+
+	if (!smv_json_to_process(json_object_get(view->journal, "worker"), &worker))
+		return -ESRCH;
+	return smv_process_signal(&worker, sig);
 }
 
 json_t *smv_json_process(const struct smv_process *process)

@@ -33,14 +33,12 @@ struct smv_journal {
  * holds SMV_RUNTIME_PATH_MAX bytes. */
 int smv_journal_default_dir(char *dir, struct smv_error *err);
 
-/** smv_journal_create - a new directory, locked. Other migrations of the same source process, under
- * way or unresolved, are refused. */
+/** smv_journal_create - a new directory, locked. */
 int smv_journal_create(
 	const char *state_dir, const char *id, struct smv_journal *journal, struct smv_error *err);
 
 /** smv_journal_open - of a migration that somebody else began. SMV_EXISTS when its lock is taken
- * and
- * @wait is not set; SMV_NOT_FOUND when it is gone, also while waiting. */
+ * and @wait is not set; SMV_NOT_FOUND when it is gone, also while waiting. */
 int smv_journal_open(const char *state_dir, const char *id, bool wait, struct smv_journal *journal,
 	struct smv_error *err);
 
@@ -67,6 +65,10 @@ struct smv_journal_view {
 	int result_fd;   /* result.json, see smv_journal_tell() */
 };
 
+/** smv_journal_look - at one migration; free with smv_journal_view_clear(). False: it is not there. */
+bool smv_journal_look(const char *state_dir, const char *id, struct smv_journal_view *view);
+void smv_journal_view_clear(struct smv_journal_view *view);
+
 /** smv_journal_list - all migrations of @state_dir; free with smv_journal_list_free(). */
 int smv_journal_list(
 	const char *state_dir, struct smv_journal_view **views, size_t *nr, struct smv_error *err);
@@ -75,5 +77,9 @@ void smv_journal_list_free(struct smv_journal_view *views, size_t nr);
 /** smv_json_process / smv_json_to_process - a process in a journal. */
 json_t *smv_json_process(const struct smv_process *process);
 bool smv_json_to_process(const json_t *json, struct smv_process *process);
+
+/** smv_journal_signal - smv_process_signal() to the smemv-migrate that works on it; -ESRCH also when
+ * it has said that it will change nothing any more. */
+int smv_journal_signal(const struct smv_journal_view *view, int sig);
 
 #endif

@@ -10,11 +10,9 @@
 #include "rpc/rpc.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define POLL_MS 50
@@ -172,20 +170,6 @@ static json_t *outcome_json(const char *id, const struct smv_recovery *r)
 
 /* --- cancel ------------------------------------------------------------------------------- */
 
-/* Its process, if it has one that still lives. */
-static int signal_worker(const struct smv_journal_view *view)
-{
-	struct smv_process worker;
-	int pidfd, r;
-
-	if (!smv_json_to_process(json_object_get(view->journal, "worker"), &worker) ||
-		(pidfd = smv_process_open(&worker)) < 0)
-		return -ESRCH;
-	r = (int)syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) < 0 ? -errno : 0;
-	close(pidfd);
-	return r;
-}
-
 /* The outcome as smemv-migrate told it, or as its supervisor has written it into the journal. */
 static bool learn(const struct smv_manage *m, const struct smv_journal_view *view,
 	struct smv_recovery *recovery)
@@ -193,16 +177,14 @@ static bool learn(const struct smv_manage *m, const struct smv_journal_view *vie
 	CLEANUP_JSON json_t *told = lseek(view->result_fd, 0, SEEK_SET) == 0
 					    ? json_loadfd(view->result_fd, 0, NULL)
 					    : NULL;
-	struct smv_journal_view *views;
+	struct smv_journal_view now;
 	bool known = smv_recovery_parse(told, recovery);
-	size_t nr;
 
-	if (known || smv_journal_list(m->state_dir, &views, &nr, NULL) < 0)
-		return known;
-	for (size_t i = 0; i < nr && !known; i++)
-		known = strcmp(views[i].id, view->id) == 0 &&
-			smv_recovery_parse(json_object_get(views[i].journal, "outcome"), recovery);
-	smv_journal_list_free(views, nr);
+	if (known)
+		return true;
+	smv_journal_look(m->state_dir, view->id, &now);
+	known = smv_recovery_parse(json_object_get(now.journal, "outcome"), recovery);
+	smv_journal_view_clear(&now);
 	return known;
 }
 
@@ -211,7 +193,7 @@ static int cancel(const struct smv_manage *m, const struct smv_journal_view *vie
 	uint64_t end = smv_now_ns() + m->timeout_s * SMV_NS_PER_S;
 	struct smv_recovery recovery = {.outcome = SMV_DOUBTFUL};
 
-	signal_worker(view); /* dead already: then its supervisor does it */
+	smv_journal_signal(view, SIGTERM); /* dead already: then its supervisor does it */
 	while (!learn(m, view, &recovery) && smv_now_ns() < end)
 		smv_sleep_ms(POLL_MS);
 	if (recovery.outcome == SMV_DOUBTFUL)
@@ -252,18 +234,6 @@ int smv_manage_cancel(const struct smv_manage *m)
 
 /* --- recover ------------------------------------------------------------------------------ */
 
-static bool worker_lives(const struct smv_journal_view *view)
-{
-	struct smv_process worker;
-	int pidfd = -1;
-
-	if (smv_json_to_process(json_object_get(view->journal, "worker"), &worker))
-		pidfd = smv_process_open(&worker);
-	if (pidfd >= 0)
-		close(pidfd);
-	return pidfd >= 0;
-}
-
 /* Its supervisor holds the lock for an attempt at a time: then wait. */
 static int open_left_behind(const struct smv_manage *m, const struct smv_journal_view *view,
 	struct smv_journal *journal, struct smv_error *err)
@@ -272,7 +242,7 @@ static int open_left_behind(const struct smv_manage *m, const struct smv_journal
 	int r;
 
 	while ((r = smv_journal_open(m->state_dir, view->id, false, journal, err)) < 0 &&
-		err->code == SMV_EXISTS && !worker_lives(view) && smv_now_ns() < end)
+		err->code == SMV_EXISTS && smv_journal_signal(view, 0) < 0 && smv_now_ns() < end)
 		smv_sleep_ms(POLL_MS);
 	return r;
 }

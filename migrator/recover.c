@@ -91,38 +91,21 @@ static int open_source(
 	return *gone ? 0 : r;
 }
 
-/* Committed, but QEMU there does not run it: told like this until it does. */
-static void not_running(struct smv_recovery *out, const char *why)
+static int no_verdict(const char *id, const struct smv_dest *dest, struct smv_error *err)
 {
-	out->outcome = SMV_DOUBTFUL;
-	smv_fail(&out->error, SMV_UNKNOWN, "not-running",
-		"Do not start the source; see smemvctl vms and the log of smemv-pagerd.",
-		"the destination owns the VM, but does not run it yet: %.400s", why);
-}
-
-static void doubt(struct smv_recovery *out, const char *id, const struct smv_dest *dest)
-{
-	char hint[sizeof(out->error.hint)];
-
-	if (dest->abort_error.code == SMV_NOT_FOUND) {
-		snprintf(hint, sizeof(hint),
-			"If that host was rebooted, the VM does not run there: smemv-migrate "
-			"recover %s --assume-aborted.",
-			id);
-		out->outcome = SMV_DOUBTFUL;
-		smv_fail(&out->error, SMV_UNKNOWN, "no-verdict", hint,
-			"the commit was asked for, and the main host does not know this migration "
-			"any more: the state of its smemv-pagerd is lost");
-		return;
-	}
+	bool forgotten = dest->abort_error.code == SMV_NOT_FOUND;
+	char hint[sizeof(err->hint)];
 
 	snprintf(hint, sizeof(hint),
-		"When it answers again: smemv-migrate recover %s. If it never will (powered off, "
-		"destroyed): the same with --assume-aborted.",
+		forgotten ? "If that host was rebooted, the VM does not run there: smemv-migrate "
+			    "recover %s --assume-aborted."
+			  : "When it answers again: smemv-migrate recover %s. If it never will "
+			    "(powered off, destroyed): the same with --assume-aborted.",
 		id);
-	out->outcome = SMV_DOUBTFUL;
-	smv_fail(&out->error, SMV_UNKNOWN, "no-verdict", hint,
-		"the commit was asked for, and the main host does not say what became of it");
+	return smv_fail(err, SMV_UNKNOWN, "no-verdict", hint, "the commit was asked for, and %s",
+		forgotten ? "the main host does not know this migration any more: the state of its "
+			    "smemv-pagerd is lost"
+			  : "the main host does not say what became of it");
 }
 
 static void settle(struct smv_journal *j, struct smv_source *source, struct smv_dest *dest,
@@ -140,20 +123,18 @@ static void settle(struct smv_journal *j, struct smv_source *source, struct smv_
 		verdict = SMV_VERDICT_ABORTED;
 	}
 	out->committed = verdict == SMV_VERDICT_COMMITTED;
-	if (out->committed) {
+	if (verdict == SMV_VERDICT_ABORTED)
+		return;
+	if (out->committed && !dest->not_running[0]) {
 		out->outcome = SMV_COMPLETED;
 		out->error = (struct smv_error){0};
-		if (dest->not_running[0])
-			not_running(out, dest->not_running);
-	} else if (verdict != SMV_VERDICT_ABORTED) {
-		doubt(out, j->id, dest);
+		return;
 	}
-}
-
-/* Never begun, or nothing to be put back. */
-static bool touched_nothing(const struct smv_journal *j)
-{
-	return !flag(j, "prepared") && !json_is_object(json_object_get(j->root, "undo"));
+	out->outcome = SMV_DOUBTFUL;
+	if (out->committed)
+		smv_dest_not_running(dest->not_running, &out->error);
+	else
+		no_verdict(j->id, dest, &out->error);
 }
 
 static void write_outcome(
@@ -179,6 +160,7 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 {
 	struct smv_source source = {.uffd = -1, .pagemap_fd = -1};
 	struct smv_dest dest = {0};
+	bool touched = flag(j, "prepared") || json_is_object(json_object_get(j->root, "undo"));
 	bool gone = false, opened = false;
 	struct smv_error err;
 	int r = 0;
@@ -190,7 +172,7 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 	smv_fail(&out->error, SMV_ABORTED, "migrator-died", "Try again.",
 		"smemv-migrate ended in phase '%s' before the migration was done",
 		string(j, "phase") ?: "start");
-	if (!touched_nothing(j)) {
+	if (touched) {
 		r = open_source(j, &source, &gone, &err);
 		opened = r == 0 && !gone;
 		if (r == 0)
@@ -201,7 +183,7 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 		out->outcome = flag(j, "commit_sent") ? SMV_DOUBTFUL : SMV_FAILED;
 		out->settled = false;
 		out->error = err;
-	} else if (!touched_nothing(j)) {
+	} else if (touched) {
 		settle(j, gone ? NULL : &source, &dest, verdict_ms, assume_aborted, out);
 	}
 	if (out->outcome == SMV_DOUBTFUL || strcmp(out->error.reason, SMV_REASON_RESUME) == 0)

@@ -103,18 +103,14 @@ static int record_undo(void *ctx, struct smv_error *err)
 static bool is_about(const struct run *run, const json_t *journal, const struct smv_process *source)
 {
 	const char *path = json_string_value(json_object_get(journal, "qmp_path"));
-	int pidfd;
 
 	if (source->pid == run->source.process.pid &&
 		source->start_time == run->source.process.start_time)
 		return true;
 	if (!path || strcmp(path, run->o->qmp_path) != 0)
 		return false;
-	/* Its QEMU has ended: a namesake of ours. */
-	pidfd = smv_process_open(source);
-	if (pidfd >= 0)
-		close(pidfd);
-	return pidfd != -ESRCH;
+	/* If its QEMU has ended it was a namesake of ours. */
+	return smv_process_signal(source, 0) != -ESRCH;
 }
 
 /* One migration at a time, and none while nobody knows how the last one ended. By the name of the
@@ -539,10 +535,7 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 	/* The answer to the commit was lost, not the commit. */
 	result->committed = true;
 	if (run->dest.not_running[0]) {
-		smv_fail(err, SMV_UNKNOWN, "not-running",
-			"Do not start the source; see smemvctl vms and the log of smemv-pagerd.",
-			"the destination owns the VM, but does not run it yet: %.400s",
-			run->dest.not_running);
+		smv_dest_not_running(run->dest.not_running, err);
 		return SMV_DOUBTFUL;
 	}
 	err->code = SMV_OK;

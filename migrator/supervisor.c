@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define VERDICT_MS 5000 /* of one attempt */
@@ -64,33 +63,17 @@ struct watch {
 	const char *state_dir, *id;
 };
 
-static const struct smv_journal_view *find(
-	const struct smv_journal_view *views, size_t nr, const char *id)
-{
-	for (size_t i = 0; i < nr; i++)
-		if (strcmp(views[i].id, id) == 0)
-			return &views[i];
-	return NULL;
-}
-
 /* It is stopped, or stuck, while the VM stands still: its death lets us go on. */
 static void kill_if_stuck(const struct smv_journal_view *view, uint64_t silent_ns)
 {
 	const json_t *undo = json_object_get(view->journal, "undo");
-	struct smv_process process;
-	int pidfd;
 
-	if (silent_ns < SILENCE_NS || json_object_get(view->journal, "outcome") ||
-		!json_is_true(json_object_get(undo, "migrating")) ||
-		!smv_json_to_process(json_object_get(view->journal, "worker"), &process) ||
-		(pidfd = smv_process_open(&process)) < 0)
+	if (silent_ns < SILENCE_NS || !json_is_true(json_object_get(undo, "migrating")) ||
+		smv_journal_signal(view, SIGKILL) < 0)
 		return;
-	smv_log_error(
-		"migration %s: smemv-migrate (process %d) has not moved for %llu s during the "
-		"switch-over: it is killed",
-		view->id, (int)process.pid, silent_ns / SMV_NS_PER_S);
-	syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-	close(pidfd);
+	smv_log_error("migration %s: smemv-migrate has not moved for %llu s during the switch-over: "
+		      "it was killed",
+		view->id, silent_ns / SMV_NS_PER_S);
 }
 
 static void *watch(void *arg)
@@ -100,21 +83,16 @@ static void *watch(void *arg)
 	uint64_t moved_ns = smv_now_ns();
 
 	for (;; smv_sleep_ms(1000)) {
-		struct smv_journal_view *views;
-		const struct smv_journal_view *view;
-		json_int_t now;
-		size_t nr;
+		struct smv_journal_view view;
+		bool there = smv_journal_look(w->state_dir, w->id, &view);
+		json_int_t now = json_integer_value(json_object_get(view.status, "beat"));
 
-		if (smv_journal_list(w->state_dir, &views, &nr, NULL) < 0)
-			continue;
-		view = find(views, nr, w->id);
-		now = view ? json_integer_value(json_object_get(view->status, "beat")) : -1;
-		if (!view || !view->busy || now != seen)
+		if (!there || !view.busy || now != seen)
 			moved_ns = smv_now_ns();
 		else
-			kill_if_stuck(view, smv_now_ns() - moved_ns);
+			kill_if_stuck(&view, smv_now_ns() - moved_ns);
 		seen = now;
-		smv_journal_list_free(views, nr);
+		smv_journal_view_clear(&view);
 	}
 	return NULL;
 }

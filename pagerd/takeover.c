@@ -25,7 +25,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define LEASE_TIMEOUT_MS 5000
@@ -42,21 +41,10 @@ static uint64_t hex_of(const json_t *state, const char *key)
 /* 0; -ESRCH only on proof that it has ended, because then its memory is given back. */
 static int find_process(struct smv_vm *vm)
 {
-	struct smv_process now;
-	int r = 0;
+	int fd = smv_process_open(&vm->process);
 
-	vm->pidfd = (int)syscall(SYS_pidfd_open, vm->process.pid, 0);
-	if (vm->pidfd < 0)
-		return -errno;
-	if (smv_process_identify(vm->process.pid, &now) < 0)
-		r = smv_vm_is_alive(vm) ? -EIO : -ESRCH;
-	else if (now.start_time != vm->process.start_time)
-		r = -ESRCH; /* the pid is another's now */
-	if (r < 0) {
-		close(vm->pidfd);
-		vm->pidfd = -1;
-	}
-	return r;
+	vm->pidfd = fd < 0 ? -1 : fd;
+	return fd < 0 ? fd : 0;
 }
 
 static int read_identity(struct smv_vm *vm, json_t *state, struct smv_error *err)
