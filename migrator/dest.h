@@ -29,9 +29,9 @@ struct smv_dest {
 	char transport[16];
 	char transport_reason[200];
 	uint64_t last_contact_ns;
-	char not_running[200]; /* committed, but the VM does not run: why; else empty */
+	char not_running[200];        /* committed, but the VM does not run: why; else empty */
 	struct smv_error abort_error; /* why the last smv_dest_abort() has no verdict */
-	smv_interrupted interrupted; /* asked before each call but that to abort; may be NULL */
+	smv_interrupted interrupted;  /* asked before each call but that to abort; may be NULL */
 
 	/* Reports on their way: see smv_dest_report(). */
 	struct smv_reporter *reporter;

@@ -65,7 +65,8 @@ struct smv_journal_view {
 	int result_fd;   /* result.json, see smv_journal_tell() */
 };
 
-/** smv_journal_look - at one migration; free with smv_journal_view_clear(). False: it is not there. */
+/** smv_journal_look - at one migration; free with smv_journal_view_clear(). False: it is not there.
+ */
 bool smv_journal_look(const char *state_dir, const char *id, struct smv_journal_view *view);
 void smv_journal_view_clear(struct smv_journal_view *view);
 
@@ -78,8 +79,8 @@ void smv_journal_list_free(struct smv_journal_view *views, size_t nr);
 json_t *smv_json_process(const struct smv_process *process);
 bool smv_json_to_process(const json_t *json, struct smv_process *process);
 
-/** smv_journal_signal - smv_process_signal() to the smemv-migrate that works on it; -ESRCH also when
- * it has said that it will change nothing any more. */
+/** smv_journal_signal - smv_process_signal() to the smemv-migrate that works on it; -ESRCH also
+ * when it has said that it will change nothing any more. */
 int smv_journal_signal(const struct smv_journal_view *view, int sig);
 
 #endif

@@ -11,6 +11,7 @@
 #include "migrator/supervisor.h"
 #include "rpc/rpc.h"
 #include "vmm/runtime.h"
+#include "vmm/throttle.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -114,17 +115,20 @@ static const struct argp_option options[] = {
 	{0},
 };
 
-static unsigned int number(
-	struct argp_state *state, const char *option, const char *text, unsigned long min)
+#define NUMBER_MAX 1000000ul
+#define PID_LIMIT 4194304ul /* PID_MAX_LIMIT of 64-bit kernels */
+
+static unsigned int number(struct argp_state *state, const char *option, const char *text,
+	unsigned long min, unsigned long max)
 {
 	char *end;
 	unsigned long v;
 
 	errno = 0;
 	v = strtoul(text, &end, 10);
-	if (errno || *end || *text < '0' || *text > '9' || v < min || v > 4194304)
-		argp_error(state, "%s '%s': write a whole number from %lu to 4194304", option, text,
-			min);
+	if (errno || *end || *text < '0' || *text > '9' || v < min || v > max)
+		argp_error(state, "%s '%s': write a whole number from %lu to %lu", option, text,
+			min, max);
 	return (unsigned int)v;
 }
 
@@ -151,9 +155,9 @@ static void finish_run(struct argp_state *state)
 	struct smv_error err;
 	struct smv_addr addr;
 
-	if (!opts.vm + !opts.vm_qmp + !opts.run.pid != 2)
+	if (!opts.vm + !opts.vm_qmp + !opts.run.source.pid != 2)
 		argp_error(state, "name the VM by either --vm, --vm-qmp, or --pid with --qmp");
-	if (!opts.run.pid != !opts.qmp)
+	if (!opts.run.source.pid != !opts.qmp)
 		argp_error(state, "--pid and --qmp belong together");
 	if (!opts.have_to || !opts.run.to_vm || !opts.run.nr_sub_hosts || !opts.have_budget)
 		argp_error(state, "--to, --to-vm, --sub-host and --budget are needed");
@@ -224,10 +228,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		opts.vm_qmp = arg;
 		return 0;
 	case OPT_PID:
-		run->pid = (pid_t)number(state, "--pid", arg, 1);
+		run->source.pid = (pid_t)number(state, "--pid", arg, 1, PID_LIMIT);
 		return 0;
 	case OPT_REOPEN_DISKS:
-		run->reopen_disks = true;
+		run->source.reopen_disks = true;
 		return 0;
 	case OPT_QMP:
 		opts.qmp = arg;
@@ -261,10 +265,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		run->insecure = true;
 		return 0;
 	case OPT_MAX_DOWNTIME:
-		run->max_downtime_ms = number(state, "--max-downtime", arg, 1);
+		run->max_downtime_ms = number(state, "--max-downtime", arg, 1, NUMBER_MAX);
 		return 0;
 	case OPT_MAX_ROUNDS:
-		run->max_rounds = number(state, "--max-rounds", arg, 1);
+		run->max_rounds = number(state, "--max-rounds", arg, 1, NUMBER_MAX);
 		return 0;
 	case OPT_NO_CONVERGE:
 		if (strcmp(arg, "fail") != 0 && strcmp(arg, "stop") != 0)
@@ -275,18 +279,17 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		run->bandwidth = size(state, "--bandwidth", arg);
 		return 0;
 	case 'W':
-		run->timeout_s = number(state, "--timeout", arg, 1);
+		run->timeout_s = number(state, "--timeout", arg, 1, NUMBER_MAX);
 		return 0;
 	case OPT_JSON:
 		opts.json = true;
 		return 0;
 	case OPT_MAX_THROTTLE:
-		run->max_throttle_percent = number(state, "--max-throttle", arg, 0);
-		if (run->max_throttle_percent > 99)
-			argp_error(state, "--max-throttle: at most 99 percent");
+		run->max_throttle_percent =
+			number(state, "--max-throttle", arg, 0, SMV_THROTTLE_MAX_PERCENT);
 		return 0;
 	case OPT_VERDICT_TIMEOUT:
-		run->verdict_s = number(state, "--verdict-timeout", arg, 1);
+		run->verdict_s = number(state, "--verdict-timeout", arg, 1, NUMBER_MAX);
 		return 0;
 	case OPT_STATE_DIR:
 		opts.state_dir = arg;
@@ -305,18 +308,32 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	}
 }
 
-/* --vm-qmp DIR/qmp.sock: the shim's socket lies beside it. */
-static int paths_beside(const char *qmp_path, struct smv_error *err)
+static int path_too_long(const char *option, const char *path, struct smv_error *err)
 {
-	const char *slash = strrchr(qmp_path, '/');
-	int dir = slash ? (int)(slash - qmp_path) : 1;
+	return smv_fail(err, SMV_INVALID, "path-too-long", "Name it by a shorter path.",
+		"%s '%s' is longer than a unix socket's path may be", option, path);
+}
 
-	if (strlen(qmp_path) >= sizeof(opts.qmp_path) ||
-		snprintf(opts.shim_path, sizeof(opts.shim_path), "%.*s/shim.sock", dir,
-			slash ? qmp_path : ".") >= (int)sizeof(opts.shim_path))
-		return smv_fail(err, SMV_INVALID, "path-too-long", NULL,
-			"--vm-qmp '%s' is longer than a unix socket's path may be", qmp_path);
-	snprintf(opts.qmp_path, sizeof(opts.qmp_path), "%s", qmp_path);
+/* Into opts.qmp_path and opts.shim_path. --vm-qmp DIR/qmp.sock: the shim's socket lies beside it;
+ * with --qmp there is none. */
+static int find_paths(struct smv_error *err)
+{
+	const char *option = opts.qmp ? "--qmp" : "--vm-qmp";
+	const char *path = opts.qmp ? opts.qmp : opts.vm_qmp, *slash;
+
+	if (opts.vm)
+		return smv_runtime_paths(
+			opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
+	if (snprintf(opts.qmp_path, sizeof(opts.qmp_path), "%s", path) >=
+		(int)sizeof(opts.qmp_path))
+		return path_too_long(option, path, err);
+	if (opts.qmp)
+		return 0;
+	slash = strrchr(path, '/');
+	if (snprintf(opts.shim_path, sizeof(opts.shim_path), "%.*s/shim.sock",
+		    slash ? (int)(slash - path) : 1,
+		    slash ? path : ".") >= (int)sizeof(opts.shim_path))
+		return path_too_long(option, path, err);
 	return 0;
 }
 
@@ -360,10 +377,7 @@ static int run(void)
 	sigset_t set;
 	int r;
 
-	r = opts.qmp      ? 0
-	    : opts.vm_qmp ? paths_beside(opts.vm_qmp, err)
-			  : smv_runtime_paths(
-				    opts.runtime_dir, opts.vm, opts.qmp_path, opts.shim_path, err);
+	r = find_paths(err);
 	if (r < 0) {
 		smv_error_print(err);
 		return SMV_EXIT_USAGE;
@@ -372,8 +386,8 @@ static int run(void)
 	make_absolute(opts.qmp_path);
 	make_absolute(opts.shim_path);
 	opts.run.sub_hosts = opts.sub_hosts;
-	opts.run.qmp_path = opts.qmp ? opts.qmp : opts.qmp_path;
-	opts.run.shim_path = opts.shim_path; /* empty with --pid */
+	opts.run.source.qmp_path = opts.qmp_path;
+	opts.run.source.shim_path = opts.shim_path; /* empty with --pid */
 	opts.run.vm = opts.vm ? opts.vm : opts.vm_qmp ? opts.vm_qmp : opts.qmp;
 	opts.run.state_dir = opts.state_dir;
 	signals(&set);

@@ -43,18 +43,15 @@ static void add_error(struct plan *p, const char *where, const struct smv_error 
 	add_refusal(p, where, err->reason, err->message, err->hint);
 }
 
-/* All at once. Disks that would be reopened are no reason. */
 static void look_at_source(struct plan *p)
 {
-	const struct smv_run_options *o = p->o;
 	struct smv_refusals list = {0};
 	struct smv_error err;
 
-	if (smv_source_refusals(o->qmp_path, o->shim_path, o->pid, &p->source, &list, &err) < 0)
+	if (smv_source_refusals(&p->o->source, &p->source, &list, &err) < 0)
 		add_error(p, "source", &err);
 	for (size_t i = 0; i < list.nr; i++)
-		if (!o->reopen_disks || strcmp(list.list[i].reason, "cache-direct") != 0)
-			add_error(p, "source", &list.list[i]);
+		add_error(p, "source", &list.list[i]);
 	smv_refusals_free(&list);
 }
 

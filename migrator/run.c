@@ -107,7 +107,7 @@ static bool is_about(const struct run *run, const json_t *journal, const struct 
 	if (source->pid == run->source.process.pid &&
 		source->start_time == run->source.process.start_time)
 		return true;
-	if (!path || strcmp(path, run->o->qmp_path) != 0)
+	if (!path || strcmp(path, run->o->source.qmp_path) != 0)
 		return false;
 	/* If its QEMU has ended it was a namesake of ours. */
 	return smv_process_signal(source, 0) != -ESRCH;
@@ -157,8 +157,8 @@ static int begin_journal(struct run *run, struct smv_error *err)
 	snprintf(run->result->migration_id, sizeof(run->result->migration_id), "%s", id);
 	smv_addr_format(&o->to, to, sizeof(to));
 	begin = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:b, s:b}", "vm", o->vm, "to", to,
-		"to_vm", o->to_vm, "qmp_path", o->qmp_path, "shim_path", o->shim_path, "source",
-		smv_json_process(&run->source.process), "worker", smv_json_process(&self),
+		"to_vm", o->to_vm, "qmp_path", o->source.qmp_path, "shim_path", o->source.shim_path,
+		"source", smv_json_process(&run->source.process), "worker", smv_json_process(&self),
 		"prepared", 0, "commit_sent", 0);
 	json_object_set_new(begin, "started_at", json_integer((json_int_t)time(NULL)));
 	r = smv_journal_set(run->journal, begin, err);
@@ -193,11 +193,7 @@ static int check(struct run *run, struct smv_error *err)
 	smv_progress_phase("check", "checking the source");
 	if ((r = check_others(run, err)) < 0)
 		return r;
-	r = o->reopen_disks ? smv_source_open_reopening(
-				      o->qmp_path, o->shim_path, o->pid, &run->source, err)
-	    : o->pid ? smv_source_open_pid(o->qmp_path, o->pid, &run->source, err)
-		     : smv_source_open(o->qmp_path, o->shim_path, &run->source, err);
-	if (r < 0)
+	if ((r = smv_source_open(&o->source, &run->source, err)) < 0)
 		return r;
 	run->result->pages_total = run->source.ram.nr_pages;
 	if ((r = check_others(run, err)) < 0 || (r = begin_journal(run, err)) < 0)

@@ -6,15 +6,13 @@
 #include "common/addr.h"
 #include "migrator/journal.h"
 #include "migrator/report.h"
+#include "migrator/source.h"
 
 #include <stdbool.h>
 #include <sys/types.h>
 
 struct smv_run_options {
-	const char *qmp_path;
-	const char *shim_path; /* or, with a pid, by ptrace: */
-	pid_t pid;
-	bool reopen_disks; /* cache.direct=on ones, for the time of the migration */
+	struct smv_source_spec source;
 	struct smv_addr to;
 	const char *to_vm;
 	char **sub_hosts;

@@ -100,80 +100,69 @@ static void init(struct smv_source *s)
 	s->uffd = s->pagemap_fd = -1;
 }
 
-/* Everything but disks that can be reopened. */
+/* All that the VM consists of. @pid: -1: not known. */
+static int collect(struct smv_source *s, pid_t pid, bool reopen_disks, struct smv_refusals *list,
+	struct smv_error *err)
+{
+	int r = smv_allow_list_collect(s->qmp, pid, list, err);
+
+	if (reopen_disks)
+		smv_refusals_drop(list, "cache-direct");
+	return r;
+}
+
 static int check_but_disks(struct smv_source *s, struct smv_error *err)
 {
 	struct smv_refusals list = {0};
-	int r = smv_allow_list_collect(s->qmp, s->process.pid, &list, err);
+	int r = collect(s, s->process.pid, true, &list, err);
 
-	for (size_t i = 0; i < list.nr && r == 0; i++)
-		if (strcmp(list.list[i].reason, "cache-direct") != 0) {
-			if (err)
-				*err = list.list[i];
-			r = smv_code_to_errno(list.list[i].code);
-		}
-	if (r == 0 && list.incomplete)
+	if (r == 0 && list.nr) {
+		if (err)
+			*err = list.list[0];
+		r = smv_code_to_errno(list.list[0].code);
+	} else if (r == 0 && list.incomplete) {
 		r = smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
+	}
 	smv_refusals_free(&list);
 	return r < 0 ? r : smv_disks_find(s->qmp, &s->disks, err);
 }
 
-static int open_source(const char *qmp_path, const char *shim_path, pid_t pid, bool reopen_disks,
-	struct smv_source *s, struct smv_error *err)
+int smv_source_open(const struct smv_source_spec *spec, struct smv_source *s, struct smv_error *err)
 {
 	int r;
 
 	init(s);
 	if ((r = smv_kernel_check(err)) < 0 ||
-		(r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
-		(r = open_process(s, qmp_path, shim_path, pid, err)) < 0 ||
+		(r = smv_qmp_open(spec->qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0 ||
+		(r = open_process(s, spec->qmp_path, spec->shim_path, spec->pid, err)) < 0 ||
 		(r = check_running(s, err)) < 0)
 		return r;
-	r = reopen_disks ? check_but_disks(s, err)
-			 : smv_allow_list_check_pid(s->qmp, s->process.pid, err);
+	r = spec->reopen_disks ? check_but_disks(s, err)
+			       : smv_allow_list_check_pid(s->qmp, s->process.pid, err);
 	if (r < 0 || (r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
 		return r;
 	return open_pagemap(s, err);
 }
 
-int smv_source_open(
-	const char *qmp_path, const char *shim_path, struct smv_source *s, struct smv_error *err)
-{
-	return open_source(qmp_path, shim_path, 0, false, s, err);
-}
-
-int smv_source_open_pid(
-	const char *qmp_path, pid_t pid, struct smv_source *s, struct smv_error *err)
-{
-	return open_source(qmp_path, NULL, pid, false, s, err);
-}
-
-int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_source *s, struct smv_error *err)
-{
-	return open_source(qmp_path, shim_path, pid, true, s, err);
-}
-
 /* Each step by itself, as far as the ones before allow it. */
-static int find_refusals(struct smv_source *s, const char *qmp_path, const char *shim_path,
-	pid_t pid, struct smv_refusals *list, struct smv_error *err)
+static int find_refusals(struct smv_source *s, const struct smv_source_spec *spec,
+	struct smv_refusals *list, struct smv_error *err)
 {
 	bool have_process;
 	int r;
 
 	if (smv_kernel_check(err) < 0)
 		smv_refusals_add(list, err);
-	if ((r = smv_qmp_open(qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0)
+	if ((r = smv_qmp_open(spec->qmp_path, CONNECT_TIMEOUT_MS, &s->qmp, err)) < 0)
 		return r;
-	have_process = open_process(s, qmp_path, shim_path, pid, err) == 0;
+	have_process = open_process(s, spec->qmp_path, spec->shim_path, spec->pid, err) == 0;
 	if (!have_process)
 		smv_refusals_add(list, err);
 	if (check_running(s, err) < 0 && smv_refusals_take(list, err) < 0)
 		return smv_code_to_errno(err->code);
-	if ((r = smv_allow_list_collect(s->qmp, have_process ? s->process.pid : -1, list, err)) < 0)
+	r = collect(s, have_process ? s->process.pid : -1, spec->reopen_disks, list, err);
+	if (r < 0 || !have_process)
 		return r;
-	if (!have_process)
-		return 0;
 	/* A VM without shared RAM is told so once. */
 	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 &&
 		!(strcmp(err->reason, "ram-not-shared") == 0 &&
@@ -185,13 +174,13 @@ static int find_refusals(struct smv_source *s, const char *qmp_path, const char 
 	return 0;
 }
 
-int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_source *s, struct smv_refusals *refusals, struct smv_error *err)
+int smv_source_refusals(const struct smv_source_spec *spec, struct smv_source *s,
+	struct smv_refusals *refusals, struct smv_error *err)
 {
 	struct smv_error own;
 
 	init(s);
-	return find_refusals(s, qmp_path, shim_path, pid, refusals, err ? err : &own);
+	return find_refusals(s, spec, refusals, err ? err : &own);
 }
 
 json_t *smv_source_undo(const struct smv_source *s)

@@ -41,36 +41,35 @@ struct smv_source {
 	void *record_ctx;
 };
 
+/* Which VM, and how. */
+struct smv_source_spec {
+	const char *qmp_path;
+	const char *shim_path; /* of smemv-run; NULL or empty: then @pid, by ptrace, and a QMP
+				  socket of it that no other client holds */
+	pid_t pid;
+	/* Disks with cache.direct are no reason to refuse: smv_source_attach() switches them,
+	 * smv_source_detach() puts them back. */
+	bool reopen_disks;
+};
+
 /** smv_source_open - connect, and refuse what cannot be migrated; changes nothing in QEMU. */
-int smv_source_open(const char *qmp_path, const char *shim_path, struct smv_source *source,
-	struct smv_error *err);
-
-/** smv_source_open_pid - the same for a QEMU that was not started by smemv-run: process @pid, with
- * a QMP socket of it at @qmp_path that no other client holds. */
-int smv_source_open_pid(
-	const char *qmp_path, pid_t pid, struct smv_source *source, struct smv_error *err);
-
-/** smv_source_open_reopening - as one of the two above (@shim_path: NULL or empty, then @pid), for
- * a VM whose cache.direct disks are to be reopened: they are no reason to refuse, and
- * smv_source_attach() switches them; smv_source_detach() puts them back. */
-int smv_source_open_reopening(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_source *source, struct smv_error *err);
+int smv_source_open(
+	const struct smv_source_spec *spec, struct smv_source *source, struct smv_error *err);
 
 /**
  * smv_source_refusals - everything that keeps this VM from being migrated, not only the first:
  * kernel, way in, run state, devices and back ends, RAM. Changes nothing in QEMU.
- * @shim_path: or NULL or empty, then @pid
  * @source: open as far as that went, for estimates; to be closed in any case
  *
  * 0, also when there are refusals; -errno with @err when QEMU could not be asked.
  */
-int smv_source_refusals(const char *qmp_path, const char *shim_path, pid_t pid,
-	struct smv_source *source, struct smv_refusals *refusals, struct smv_error *err);
+int smv_source_refusals(const struct smv_source_spec *spec, struct smv_source *source,
+	struct smv_refusals *refusals, struct smv_error *err);
 
 /** smv_source_reopen - of a migration whose smemv-migrate is gone: as after smv_source_open() and
  * the changes that @undo tells of, so that smv_source_resume() and smv_source_detach() put them
  * back.
- * @shim_path: empty for one that smv_source_open_pid() had opened
+ * @shim_path: empty for one that was opened by its pid
  * @process: the source's QEMU; SMV_NOT_FOUND when it has ended. */
 int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	const struct smv_process *process, const json_t *undo, struct smv_source *source,

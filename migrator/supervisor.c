@@ -71,8 +71,9 @@ static void kill_if_stuck(const struct smv_journal_view *view, uint64_t silent_n
 	if (silent_ns < SILENCE_NS || !json_is_true(json_object_get(undo, "migrating")) ||
 		smv_journal_signal(view, SIGKILL) < 0)
 		return;
-	smv_log_error("migration %s: smemv-migrate has not moved for %llu s during the switch-over: "
-		      "it was killed",
+	smv_log_error(
+		"migration %s: smemv-migrate has not moved for %llu s during the switch-over: "
+		"it was killed",
 		view->id, silent_ns / SMV_NS_PER_S);
 }
 

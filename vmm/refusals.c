@@ -37,6 +37,16 @@ bool smv_refusals_have(const struct smv_refusals *refusals, const char *reason)
 	return false;
 }
 
+void smv_refusals_drop(struct smv_refusals *refusals, const char *reason)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < refusals->nr; i++)
+		if (strcmp(refusals->list[i].reason, reason) != 0)
+			refusals->list[kept++] = refusals->list[i];
+	refusals->nr = kept;
+}
+
 void smv_refusals_free(struct smv_refusals *refusals)
 {
 	free(refusals->list);

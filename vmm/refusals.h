@@ -25,6 +25,9 @@ int smv_refusals_take(struct smv_refusals *refusals, const struct smv_error *err
 /** smv_refusals_have - is there one of this reason? */
 bool smv_refusals_have(const struct smv_refusals *refusals, const char *reason);
 
+/** smv_refusals_drop - those of this reason, which shall not count. */
+void smv_refusals_drop(struct smv_refusals *refusals, const char *reason);
+
 void smv_refusals_free(struct smv_refusals *refusals);
 
 #endif
