@@ -497,8 +497,9 @@ static int copy_segments(const struct smv_sub_host *host, const Lease *lease,
 			      "sub-host %s names other segments than it granted", host->address);
 }
 
+/* @patient: see call_patiently(). @segments: also take over what the server calls them now. */
 static int fence_one(struct smv_leases *leases, struct smv_backing *backing, unsigned int h,
-	struct smv_error *err)
+	unsigned int timeout_ms, bool patient, bool segments, struct smv_error *err)
 {
 	Smemv__V1__FenceLeaseRequest request = SMEMV__V1__FENCE_LEASE_REQUEST__INIT;
 	struct smv_lease *lease = &leases->leases[h];
@@ -508,14 +509,14 @@ static int fence_one(struct smv_leases *leases, struct smv_backing *backing, uns
 
 	request.id = lease->id;
 	request.epoch = leases->epoch;
-	r = call_patiently(
-		leases->timeout_ms, lease, "FenceLease", &request, (void **)&response, err);
-	if (r == 0) {
+	r = (patient ? call_patiently : call_for)(
+		timeout_ms, lease, "FenceLease", &request, (void **)&response, err);
+	if (r == 0 && segments) {
 		r = copy_segments(host, response, host->segments, err);
 		lease->generation = response->generation;
-	} else if (err->code == SMV_NOT_FOUND) {
+	} else if (r < 0 && err->code == SMV_NOT_FOUND) {
 		r = fail_lost(leases, h, WHY_UNKNOWN, err);
-	} else {
+	} else if (r < 0) {
 		name_host(err, host->address);
 	}
 	smv_rpc_message_free((ProtobufCMessage *)response);
@@ -529,8 +530,73 @@ int smv_leases_fence(struct smv_leases *leases, struct smv_backing *backing, str
 	leases->epoch++;
 	for (unsigned int h = 0; h < leases->nr && r == 0; h++)
 		if (leases->leases[h].created)
-			r = fence_one(leases, backing, h, err);
+			r = fence_one(leases, backing, h, leases->timeout_ms, true, true, err);
 	return r;
+}
+
+struct fencing {
+	struct smv_leases *leases;
+	struct smv_backing *backing;
+	unsigned int h;
+	unsigned int timeout_ms;
+	bool segments;
+	pthread_t thread;
+	bool running;
+	int r;
+	struct smv_error err;
+};
+
+static void *fence_in_thread(void *arg)
+{
+	struct fencing *f = arg;
+
+	f->r = fence_one(f->leases, f->backing, f->h, f->timeout_ms, false, f->segments, &f->err);
+	return NULL;
+}
+
+unsigned int smv_leases_fence_each(struct smv_leases *leases, struct smv_backing *backing,
+	bool *fenced, bool refresh, unsigned int timeout_ms, struct smv_error *err)
+{
+	CLEANUP_FREE struct fencing *all = NULL;
+	unsigned int left = 0;
+
+	if (smv_fault_point("takeover-skip-fence"))
+		return 0;
+	all = calloc(leases->nr, sizeof(*all));
+	if (!all) {
+		smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+		return leases->nr;
+	}
+	for (unsigned int h = 0; h < leases->nr; h++) {
+		struct fencing *f = &all[h];
+
+		fenced[h] |= !leases->leases[h].created;
+		*f = (struct fencing){.leases = leases,
+			.backing = backing,
+			.h = h,
+			.timeout_ms = timeout_ms,
+			.segments = refresh};
+		if (fenced[h])
+			continue;
+		f->running = pthread_create(&f->thread, NULL, fence_in_thread, f) == 0;
+		if (!f->running)
+			fence_in_thread(f);
+	}
+	for (unsigned int h = 0; h < leases->nr; h++) {
+		struct fencing *f = &all[h];
+
+		if (fenced[h])
+			continue;
+		if (f->running)
+			pthread_join(f->thread, NULL);
+		fenced[h] = f->r == 0;
+		if (fenced[h])
+			continue;
+		left++;
+		smv_fail(err, f->err.code, f->err.reason, f->err.hint,
+			"not fenced, its pages wait: %.500s", f->err.message);
+	}
+	return left;
 }
 
 unsigned int smv_leases_release_try(struct smv_leases *leases, const struct smv_backing *backing)

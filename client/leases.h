@@ -99,6 +99,21 @@ bool smv_leases_hold(struct smv_leases *leases, const struct smv_backing *backin
 int smv_leases_fence(struct smv_leases *leases, struct smv_backing *backing, struct smv_error *err);
 
 /**
+ * smv_leases_fence_each - fence all sub-hosts at once, each for itself, at the present epoch.
+ *
+ * @fenced: one per sub-host; those that are true already are left alone, those that answer become
+ * true. One that is not fenced refuses data connections, because the tickets are of an epoch that
+ * it has not: it is never used unfenced.
+ * @refresh: also take over the registrations of the segments as the server tells them; only while
+ * no thread uses the backing
+ * @timeout_ms: for all of them together
+ *
+ * Returns how many are not fenced yet, and in @err why one of them is not.
+ */
+unsigned int smv_leases_fence_each(struct smv_leases *leases, struct smv_backing *backing,
+	bool *fenced, bool refresh, unsigned int timeout_ms, struct smv_error *err);
+
+/**
  * smv_leases_release_try - give back what is not given back yet.
  *
  * Returns how many *held* leases are left because their sub-host could not be told: nothing else

@@ -2,17 +2,13 @@
 #include "client/leases_state.h"
 
 #include "common/cleanup.h"
-#include "common/fault_point.h"
 #include "common/log.h"
-#include "smemv/v1/memserver.pb-c.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef Smemv__V1__Lease Lease;
 
 /* --- to JSON ------------------------------------------------------------------------------ */
 
@@ -177,103 +173,4 @@ int smv_leases_from_json(const json_t *json, const struct smv_transport *transpo
 	smv_leases_forget(leases, backing);
 	return smv_fail(
 		err, SMV_DATA_LOSS, "leases", NULL, "what is written of the leases is broken");
-}
-
-/* --- fencing ------------------------------------------------------------------------------ */
-
-struct fencing {
-	struct smv_leases *leases;
-	struct smv_sub_host *host;
-	struct smv_lease *lease;
-	unsigned int timeout_ms;
-	pthread_t thread;
-	bool running;
-	int r;
-	Lease *response;
-	struct smv_error err;
-};
-
-static void *fence_one(void *arg)
-{
-	Smemv__V1__FenceLeaseRequest request = SMEMV__V1__FENCE_LEASE_REQUEST__INIT;
-	struct fencing *f = arg;
-
-	request.id = f->lease->id;
-	request.epoch = f->leases->epoch;
-	f->r = smv_rpc_client_call(f->lease->client, &smemv__v1__mem_server__descriptor,
-		"FenceLease", (const ProtobufCMessage *)&request, (ProtobufCMessage **)&f->response,
-		f->timeout_ms, false, &f->err);
-	return NULL;
-}
-
-/* A server that was restarted registers its segments anew. */
-static int take_registrations(struct fencing *f)
-{
-	struct smv_sub_host *host = f->host;
-
-	if (f->response->n_segments != host->nr_segments)
-		return -EPROTO;
-	for (unsigned int i = 0; i < host->nr_segments; i++)
-		if (f->response->segments[i]->size_bytes != host->segments[i].size_bytes)
-			return -EPROTO;
-	for (unsigned int i = 0; i < host->nr_segments; i++) {
-		host->segments[i].rkey = f->response->segments[i]->rkey;
-		host->segments[i].remote_addr = f->response->segments[i]->remote_addr;
-	}
-	f->lease->generation = f->response->generation;
-	return 0;
-}
-
-static void fence_begin(struct fencing *f)
-{
-	f->running = pthread_create(&f->thread, NULL, fence_one, f) == 0;
-	if (!f->running)
-		fence_one(f);
-}
-
-static void fence_end(struct fencing *f, bool refresh)
-{
-	if (f->running)
-		pthread_join(f->thread, NULL);
-	if (f->r == 0 && refresh && take_registrations(f) < 0)
-		f->r = smv_fail(&f->err, SMV_DATA_LOSS, "other-lease", NULL,
-			"lease %s has other segments than it had", f->lease->id);
-	smv_rpc_message_free((ProtobufCMessage *)f->response);
-}
-
-unsigned int smv_leases_fence_each(struct smv_leases *leases, struct smv_backing *backing,
-	bool *fenced, bool refresh, unsigned int timeout_ms, struct smv_error *err)
-{
-	CLEANUP_FREE struct fencing *all = NULL;
-	unsigned int left = 0;
-
-	if (smv_fault_point("takeover-skip-fence"))
-		return 0;
-	all = calloc(leases->nr, sizeof(*all));
-	if (!all) {
-		smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-		return leases->nr;
-	}
-	for (unsigned int h = 0; h < leases->nr; h++) {
-		all[h] = (struct fencing){.leases = leases,
-			.host = &backing->sub_hosts[h],
-			.lease = &leases->leases[h],
-			.timeout_ms = timeout_ms};
-		fenced[h] |= !leases->leases[h].created;
-		if (!fenced[h])
-			fence_begin(&all[h]);
-	}
-	for (unsigned int h = 0; h < leases->nr; h++) {
-		if (fenced[h])
-			continue;
-		fence_end(&all[h], refresh);
-		fenced[h] = all[h].r == 0;
-		if (fenced[h])
-			continue;
-		left++;
-		smv_fail(err, all[h].err.code, all[h].err.reason, all[h].err.hint,
-			"sub-host %.150s is not fenced, its pages wait: %.350s",
-			backing->sub_hosts[h].address, all[h].err.message);
-	}
-	return left;
 }

@@ -27,19 +27,4 @@ int smv_leases_from_json(const json_t *json, const struct smv_transport *transpo
 /** smv_leases_forget - free what hangs in both, but give no lease back: for a successor. */
 void smv_leases_forget(struct smv_leases *leases, struct smv_backing *backing);
 
-/**
- * smv_leases_fence_each - fence all sub-hosts at once, each for itself, at the present epoch.
- *
- * @fenced: one per sub-host; those that are true already are left alone, those that answer become
- * true. One that is not fenced refuses data connections, because the tickets are of an epoch that
- * it has not: it is never used unfenced.
- * @refresh: also take over the registrations of the segments as the server tells them; only while
- * no thread uses the backing
- * @timeout_ms: for all of them together
- *
- * Returns how many are not fenced yet, and in @err why one of them is not.
- */
-unsigned int smv_leases_fence_each(struct smv_leases *leases, struct smv_backing *backing,
-	bool *fenced, bool refresh, unsigned int timeout_ms, struct smv_error *err);
-
 #endif
