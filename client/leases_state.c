@@ -2,10 +2,11 @@
 #include "client/leases_state.h"
 
 #include "common/cleanup.h"
+#include "common/hex.h"
+#include "common/json.h"
 #include "common/log.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +14,6 @@
 /* --- to JSON ------------------------------------------------------------------------------ */
 
 /* 64 bits do not fit a JSON integer of everybody's. */
-static json_t *json_hex(uint64_t value)
-{
-	return json_sprintf("%016" PRIx64, value);
-}
-
 static json_t *segments_to_json(const struct smv_sub_host *host)
 {
 	json_t *list = json_array();
@@ -26,19 +22,10 @@ static json_t *segments_to_json(const struct smv_sub_host *host)
 		const struct smv_segment *s = &host->segments[i];
 
 		json_array_append_new(
-			list, json_pack("[o,o,I]", json_hex(s->rkey), json_hex(s->remote_addr),
-				      (json_int_t)s->size_bytes));
+			list, json_pack("[o,o,I]", smv_json_hex(s->rkey),
+				      smv_json_hex(s->remote_addr), (json_int_t)s->size_bytes));
 	}
 	return list;
-}
-
-static json_t *key_to_json(const struct smv_lease *lease)
-{
-	char text[2 * SMV_TICKET_KEY_SIZE + 1];
-
-	for (size_t i = 0; i < SMV_TICKET_KEY_SIZE; i++)
-		snprintf(text + 2 * i, 3, "%02x", lease->key[i]);
-	return json_string(text);
 }
 
 json_t *smv_leases_to_json(const struct smv_leases *leases, const struct smv_backing *backing)
@@ -48,42 +35,22 @@ json_t *smv_leases_to_json(const struct smv_leases *leases, const struct smv_bac
 	for (unsigned int h = 0; h < leases->nr; h++) {
 		const struct smv_lease *lease = &leases->leases[h];
 		const struct smv_sub_host *host = &backing->sub_hosts[h];
-		char data[SMV_ADDR_MAX] = "";
+		char data[SMV_ADDR_MAX] = "", key[2 * SMV_TICKET_KEY_SIZE + 1];
 
 		if (lease->created)
 			smv_addr_format(&host->data_addr, data, sizeof(data));
 		json_array_append_new(hosts,
-			json_pack("{s:s, s:s, s:s, s:s, s:o, s:b, s:o, s:s, s:I}", "address",
+			json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:o, s:s, s:I}", "address",
 				host->address, "name", host->name, "data_address", data, "lease",
-				lease->id, "key", key_to_json(lease), "held", lease->held,
-				"segments", segments_to_json(host), "incarnation",
+				lease->id, "key",
+				smv_hex_format(lease->key, SMV_TICKET_KEY_SIZE, key), "held",
+				lease->held, "segments", segments_to_json(host), "incarnation",
 				lease->incarnation, "generation", (json_int_t)lease->generation));
 	}
 	return json_pack("{s:I, s:o}", "epoch", (json_int_t)leases->epoch, "sub_hosts", hosts);
 }
 
 /* --- from JSON ---------------------------------------------------------------------------- */
-
-static bool hex_of(const json_t *json, uint64_t *value)
-{
-	const char *text = json_string_value(json);
-	char *end;
-
-	if (!text || strlen(text) != 16)
-		return false;
-	*value = strtoull(text, &end, 16);
-	return *end == '\0';
-}
-
-static bool key_of(const char *text, uint8_t *key)
-{
-	if (strlen(text) != 2 * SMV_TICKET_KEY_SIZE)
-		return false;
-	for (size_t i = 0; i < SMV_TICKET_KEY_SIZE; i++)
-		if (sscanf(text + 2 * i, "%2hhx", &key[i]) != 1)
-			return false;
-	return true;
-}
 
 static bool segments_of(const json_t *list, struct smv_sub_host *host)
 {
@@ -95,8 +62,8 @@ static bool segments_of(const json_t *list, struct smv_sub_host *host)
 		struct smv_segment *s = &host->segments[host->nr_segments];
 		json_int_t size = json_integer_value(json_array_get(row, 2));
 
-		if (!hex_of(json_array_get(row, 0), &s->rkey) ||
-			!hex_of(json_array_get(row, 1), &s->remote_addr) || size <= 0)
+		if (!smv_json_to_hex(json_array_get(row, 0), &s->rkey) ||
+			!smv_json_to_hex(json_array_get(row, 1), &s->remote_addr) || size <= 0)
 			return false;
 		s->size_bytes = (uint64_t)size;
 		host->nr_segments++;
@@ -130,7 +97,8 @@ static bool sub_host_of(json_t *json, struct smv_sub_host *host, struct smv_leas
 	lease->created = true;
 	lease->held = held;
 	host->lease_id = strtoull(id, NULL, 16);
-	return key_of(key, lease->key) && smv_addr_parse(data, true, &host->data_addr, NULL) == 0 &&
+	return smv_hex_parse(key, lease->key, SMV_TICKET_KEY_SIZE) &&
+	       smv_addr_parse(data, true, &host->data_addr, NULL) == 0 &&
 	       segments_of(segments, host);
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault_point.h"
+#include "common/hex.h"
 #include "common/log.h"
 #include "memserver/hugepages.h"
 
@@ -462,8 +463,7 @@ static int choose_incarnation(struct smv_arena *a, struct smv_error *err)
 	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
 		return smv_fail(
 			err, SMV_INTERNAL, "no-random", NULL, "getrandom: %s", strerror(errno));
-	for (size_t i = 0; i < sizeof(random); i++)
-		snprintf(a->leases.incarnation + 2 * i, 3, "%02x", random[i]);
+	smv_hex_format(random, sizeof(random), a->leases.incarnation);
 	return 0;
 }
 

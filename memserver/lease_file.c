@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault_point.h"
+#include "common/hex.h"
 #include "memserver/arena.h"
 
 #include <errno.h>
@@ -47,24 +48,7 @@ static bool parse_state(const char *name, enum smv_lease_state *state)
 	return false;
 }
 
-static bool is_hex(const char *text, size_t len)
-{
-	return strlen(text) == len && strspn(text, "0123456789abcdef") == len;
-}
-
 /* --- reading ------------------------------------------------------------------------------ */
-
-static bool parse_key(const char *text, uint8_t key[SMV_TICKET_KEY_SIZE])
-{
-	if (!is_hex(text, 2 * SMV_TICKET_KEY_SIZE))
-		return false;
-	for (size_t i = 0; i < SMV_TICKET_KEY_SIZE; i++) {
-		const char digits[3] = {text[2 * i], text[2 * i + 1], '\0'};
-
-		key[i] = (uint8_t)strtoul(digits, NULL, 16);
-	}
-	return true;
-}
 
 /* NULL, or what is wrong. @taken: by extent of the arena. */
 static const char *parse_runs(
@@ -107,10 +91,10 @@ static const char *parse_record(
 		    &owner, "state", &state, "epoch", &epoch, "key", &key, "transport", &transport,
 		    "ttl_ms", &ttl_ms, "created_ns", &created_ns, "extents", &runs) < 0)
 		return "a lease is malformed";
-	if (!is_hex(id, 16) || !parse_key(key, r->key) || !parse_state(state, &r->state) ||
-		strlen(owner) > SMV_LEASE_OWNER_MAX || strlen(transport) >= sizeof(r->transport) ||
-		epoch < 1 || epoch > UINT32_MAX || ttl_ms < 1 || ttl_ms > UINT32_MAX ||
-		created_ns < 0)
+	if (!smv_is_hex(id, 16) || !smv_hex_parse(key, r->key, SMV_TICKET_KEY_SIZE) ||
+		!parse_state(state, &r->state) || strlen(owner) > SMV_LEASE_OWNER_MAX ||
+		strlen(transport) >= sizeof(r->transport) || epoch < 1 || epoch > UINT32_MAX ||
+		ttl_ms < 1 || ttl_ms > UINT32_MAX || created_ns < 0)
 		return "a lease makes no sense";
 	r->id = strtoull(id, NULL, 16);
 	memcpy(r->owner, owner, strlen(owner) + 1);
@@ -167,7 +151,7 @@ static const char *parse_file(json_t *root, struct smv_lease_file *f)
 		    "incarnation", &incarnation, "generation", &generation, "size_bytes", &size,
 		    "hugepage_bytes", &huge, "arena_inode", &inode, "leases", &leases) < 0)
 		return "a field is missing or not known";
-	if (!is_hex(incarnation, 32) || generation < 0 ||
+	if (!smv_is_hex(incarnation, 32) || generation < 0 ||
 		(uint64_t)generation >= SMV_NONCE_GENERATIONS - 1 || huge < 0 || size <= 0 ||
 		(uint64_t)size % SMV_EXTENT_SIZE)
 		return "a field makes no sense";
@@ -246,8 +230,7 @@ static json_t *record_to_json(const struct smv_lease_record *r)
 	char key[2 * SMV_TICKET_KEY_SIZE + 1], id[17];
 	json_t *runs = json_array();
 
-	for (size_t i = 0; i < SMV_TICKET_KEY_SIZE; i++)
-		snprintf(key + 2 * i, 3, "%02x", r->key[i]);
+	smv_hex_format(r->key, SMV_TICKET_KEY_SIZE, key);
 	snprintf(id, sizeof(id), "%016" PRIx64, r->id);
 	for (size_t i = 0; i < r->nr_runs; i++)
 		json_array_append_new(runs, json_pack("[I,I]", (json_int_t)r->runs[i].first,

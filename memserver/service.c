@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/hex.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -21,7 +22,7 @@ static int fail_memory(struct smv_error *err)
 
 static int parse_id(const char *text, uint64_t *id, struct smv_error *err)
 {
-	if (strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
+	if (!smv_is_hex(text, 16))
 		return smv_fail(err, SMV_INVALID, "bad-lease-id",
 			"The id is what CreateLease answered.",
 			"a lease id has 16 hexadecimal digits (0-9, a-f)");

@@ -3,6 +3,7 @@
 
 #include "common/clock.h"
 #include "common/fault_point.h"
+#include "common/hex.h"
 #include "common/log.h"
 #include "smemv/v1/pager.pb-c.h"
 
@@ -60,8 +61,7 @@ int smv_dest_new_id(char id[33], struct smv_error *err)
 	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
 		return smv_fail(
 			err, SMV_INTERNAL, "random", NULL, "getrandom: %s", strerror(errno));
-	for (size_t i = 0; i < sizeof(bytes); i++)
-		snprintf(id + 2 * i, 3, "%02x", bytes[i]);
+	smv_hex_format(bytes, sizeof(bytes), id);
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/files.h"
+#include "common/hex.h"
 #include "common/log.h"
 #include "vmm/runtime.h"
 
@@ -210,12 +211,6 @@ void smv_journal_remove(struct smv_journal *j)
 
 /* --- looking at them ---------------------------------------------------------------------- */
 
-static bool is_id(const char *name)
-{
-	return strlen(name) == SMV_MIGRATION_ID_MAX - 1 &&
-	       strspn(name, "0123456789abcdef") == SMV_MIGRATION_ID_MAX - 1;
-}
-
 static bool look(int state_fd, const char *id, struct smv_journal_view *view)
 {
 	struct smv_journal j = {.dir_fd = -1, .lock_fd = -1, .result_fd = -1};
@@ -267,7 +262,7 @@ int smv_journal_list(
 	while ((entry = readdir(dir))) {
 		struct smv_journal_view *grown;
 
-		if (!is_id(entry->d_name))
+		if (!smv_is_hex(entry->d_name, SMV_MIGRATION_ID_MAX - 1))
 			continue;
 		grown = reallocarray(*views, *nr + 1, sizeof(**views));
 		if (!grown)

@@ -2,6 +2,7 @@
 #include "migrator/recover.h"
 
 #include "common/cleanup.h"
+#include "common/json.h"
 #include "common/log.h"
 
 #include <stdio.h>
@@ -210,7 +211,7 @@ json_t *smv_recovery_json(const struct smv_recovery *r)
 
 static void copy(const json_t *json, const char *key, char *to, size_t len)
 {
-	snprintf(to, len, "%s", json_string_value(json_object_get(json, key)) ?: "");
+	snprintf(to, len, "%s", smv_json_field(json, key));
 }
 
 bool smv_recovery_parse(const json_t *json, struct smv_recovery *r)

@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/files.h"
+#include "common/json.h"
 #include "common/log.h"
 #include "smemv/v1/memserver.pb-c.h"
 
@@ -106,8 +107,7 @@ void smv_debts_tick(void)
 	pthread_mutex_unlock(&lock);
 	if (!debt)
 		return;
-	paid = release(json_string_value(json_object_get(debt, "address")) ?: "",
-		json_string_value(json_object_get(debt, "lease")) ?: "");
+	paid = release(smv_json_field(debt, "address"), smv_json_field(debt, "lease"));
 	pthread_mutex_lock(&lock);
 	if (paid)
 		write_debts();

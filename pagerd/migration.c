@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault_point.h"
+#include "common/hex.h"
 #include "common/log.h"
 #include "common/units.h"
 #include "pagerd/state.h"
@@ -389,7 +390,7 @@ static int check_empty(const struct smv_vm *vm, struct smv_error *err)
 static int check_id(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
 {
 	(void)vm;
-	if (strlen(q->migration_id) == 32 && strspn(q->migration_id, "0123456789abcdef") == 32)
+	if (smv_is_hex(q->migration_id, 32))
 		return 0;
 	return smv_fail(err, SMV_INVALID, "bad-id", "Use smemv-migrate of this version.",
 		"a migration id has 32 hexadecimal digits");

@@ -4,24 +4,19 @@
 #include "client/leases_state.h"
 #include "common/cleanup.h"
 #include "common/files.h"
+#include "common/json.h"
 #include "pagerd/migration.h"
 #include "vmm/maps.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #define VERSION 1
 
 /* --- writing ------------------------------------------------------------------------------ */
-
-static json_t *hex(uint64_t value)
-{
-	return json_sprintf("%016" PRIx64, value);
-}
 
 static json_t *ram_to_json(const struct smv_guest_ram *ram)
 {
@@ -35,9 +30,9 @@ static json_t *ram_to_json(const struct smv_guest_ram *ram)
 		json_array_append_new(
 			list, json_pack("{s:s, s:I, s:i, s:o, s:I, s:o, s:o}", "id", b->id,
 				      "size_bytes", (json_int_t)b->size_bytes, "page_size",
-				      (int)b->page_size, "host_addr", hex(b->host_addr),
+				      (int)b->page_size, "host_addr", smv_json_hex(b->host_addr),
 				      "file_offset", (json_int_t)b->file_offset, "dev",
-				      hex(st.st_dev), "ino", hex(st.st_ino)));
+				      smv_json_hex(st.st_dev), "ino", smv_json_hex(st.st_ino)));
 	}
 	return list;
 }
@@ -61,8 +56,8 @@ int smv_vm_save(struct smv_vm *vm, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *root = json_pack("{s:i, s:s, s:i, s:o, s:s, s:s, s:s, s:o}", "version",
 		VERSION, "name", vm->name, "pid", (int)vm->process.pid, "start_time",
-		hex(vm->process.start_time), "qmp_path", vm->qmp_path, "shim_path", vm->shim_path,
-		"state", state_names[vm->state], "ram", ram_to_json(&vm->ram));
+		smv_json_hex(vm->process.start_time), "qmp_path", vm->qmp_path, "shim_path",
+		vm->shim_path, "state", state_names[vm->state], "ram", ram_to_json(&vm->ram));
 	char path[400];
 	int r = 0;
 
@@ -76,7 +71,7 @@ int smv_vm_save(struct smv_vm *vm, struct smv_error *err)
 			root, "leases", smv_leases_to_json(&vm->leases, &vm->backing));
 	}
 	if (root && vm->map_id)
-		json_object_set_new(root, "map_id", hex(vm->map_id));
+		json_object_set_new(root, "map_id", smv_json_hex(vm->map_id));
 	if (root && vm->migration)
 		json_object_set_new(root, "migration", smv_migration_to_json(vm->migration));
 	smv_vm_path(vm, "vm.json", path, sizeof(path));
@@ -197,29 +192,22 @@ static bool is_mapped_as(pid_t pid, const struct smv_ram_block *b, dev_t dev, in
 	       m.file_offset == b->file_offset && m.len >= b->size_bytes;
 }
 
-static bool hex_value(const char *text, uint64_t *value)
-{
-	char *end;
-
-	*value = strtoull(text, &end, 16);
-	return end != text && *end == '\0';
-}
-
 static int open_block(struct smv_vm *vm, json_t *json, struct smv_error *err)
 {
 	struct smv_ram_block *b = &vm->ram.blocks[vm->ram.nr_blocks];
-	const char *id, *addr, *dev_text, *ino_text;
+	json_t *addr, *dev_text, *ino_text;
+	const char *id;
 	json_int_t size, offset;
 	uint64_t dev, ino;
 	int page_size, fd;
 
 	memset(b, 0, sizeof(*b));
 	if (vm->ram.nr_blocks == SMV_RAM_BLOCKS_MAX ||
-		json_unpack(json, "{s:s, s:I, s:i, s:s, s:I, s:s, s:s}", "id", &id, "size_bytes",
+		json_unpack(json, "{s:s, s:I, s:i, s:o, s:I, s:o, s:o}", "id", &id, "size_bytes",
 			&size, "page_size", &page_size, "host_addr", &addr, "file_offset", &offset,
 			"dev", &dev_text, "ino", &ino_text) < 0 ||
-		!hex_value(addr, &b->host_addr) || !hex_value(dev_text, &dev) ||
-		!hex_value(ino_text, &ino) || size <= 0 || size % SMV_PAGE_SIZE || offset < 0)
+		!smv_json_to_hex(addr, &b->host_addr) || !smv_json_to_hex(dev_text, &dev) ||
+		!smv_json_to_hex(ino_text, &ino) || size <= 0 || size % SMV_PAGE_SIZE || offset < 0)
 		return smv_fail(err, SMV_DATA_LOSS, "ram", NULL,
 			"what is written of the RAM of VM '%s' is broken", vm->name);
 	snprintf(b->id, sizeof(b->id), "%s", id);

@@ -16,6 +16,7 @@
 #include "client/leases_state.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/json.h"
 #include "common/log.h"
 #include "pagerd/migration.h"
 #include "pagerd/state.h"
@@ -30,13 +31,6 @@
 #define LEASE_TIMEOUT_MS 5000
 #define FENCE_TIMEOUT_MS 2000
 #define RELEASE_TIMEOUT_MS 2000
-
-static uint64_t hex_of(const json_t *state, const char *key)
-{
-	const char *text = json_string_value(json_object_get(state, key));
-
-	return text ? strtoull(text, NULL, 16) : 0;
-}
 
 /* 0; -ESRCH only on proof that it has ended, because then its memory is given back. */
 static int find_process(struct smv_vm *vm)
@@ -55,10 +49,11 @@ static int read_identity(struct smv_vm *vm, json_t *state, struct smv_error *err
 	if (json_unpack(state, "{s:i, s:s, s:i, s:s, s:s}", "version", &version, "name", &name,
 		    "pid", &pid, "qmp_path", &qmp, "shim_path", &shim) < 0 ||
 		version != 1 || pid <= 0 || strcmp(name, vm->name) != 0 ||
+		!smv_json_to_hex(json_object_get(state, "start_time"), &vm->process.start_time) ||
 		strlen(qmp) >= sizeof(vm->qmp_path) || strlen(shim) >= sizeof(vm->shim_path))
 		return smv_fail(
 			err, SMV_DATA_LOSS, "vm-state", NULL, "it is broken or of another version");
-	vm->process = (struct smv_process){pid, hex_of(state, "start_time")};
+	vm->process.pid = pid;
 	strcpy(vm->qmp_path, qmp);
 	strcpy(vm->shim_path, shim);
 	return 0;
@@ -84,7 +79,7 @@ static int read_leases(struct smv_vm *vm, const json_t *state, struct smv_error 
 	if (r < 0)
 		return r;
 	vm->backed = true;
-	vm->map_id = hex_of(state, "map_id");
+	smv_json_to_hex(json_object_get(state, "map_id"), &vm->map_id);
 	vm->budget_bytes = (uint64_t)json_integer_value(json_object_get(state, "budget_bytes"));
 	snprintf(vm->transport_reason, sizeof(vm->transport_reason), "%s", reason ? reason : "");
 	return 0;
@@ -159,13 +154,6 @@ static void stall(struct smv_vm *vm, const struct smv_error *err)
 	smv_log_error("VM '%s' is %s %s", vm->name, vm->trouble, err->hint);
 }
 
-static const char *text_of(const json_t *state, const char *key)
-{
-	const char *text = json_string_value(json_object_get(state, key));
-
-	return text ? text : "";
-}
-
 static bool is_committed(const struct smv_vm *vm, const json_t *state)
 {
 	switch (smv_migration_verdict_of(vm->migration)) {
@@ -173,7 +161,7 @@ static bool is_committed(const struct smv_vm *vm, const json_t *state)
 	case SMV_VERDICT_TOLD:
 		return true;
 	case SMV_VERDICT_NONE: /* long ago, or the log was lost: then the VM's own file counts */
-		return strcmp(text_of(state, "state"), "running") == 0;
+		return strcmp(smv_json_field(state, "state"), "running") == 0;
 	case SMV_VERDICT_OPEN:
 	case SMV_VERDICT_ABORTED:
 		break;
@@ -183,7 +171,7 @@ static bool is_committed(const struct smv_vm *vm, const json_t *state)
 
 static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
 {
-	const char *was = text_of(state, "state");
+	const char *was = smv_json_field(state, "state");
 	int r = smv_vm_attach_process(vm, err);
 
 	if (r == 0)

@@ -2,6 +2,7 @@
 #include "pagerd/verdicts.h"
 
 #include "common/cleanup.h"
+#include "common/json.h"
 #include "common/log.h"
 #include "common/files.h"
 
@@ -19,16 +20,9 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static json_t *entries;
 static char path[PATH_MAX];
 
-static const char *text_of(const json_t *entry, const char *key)
-{
-	const char *text = json_string_value(json_object_get(entry, key));
-
-	return text ? text : "";
-}
-
 static enum smv_verdict_state state_of(const json_t *entry)
 {
-	const char *state = text_of(entry, "state");
+	const char *state = smv_json_field(entry, "state");
 
 	if (strcmp(state, "open") == 0)
 		return SMV_VERDICT_OPEN;
@@ -70,7 +64,7 @@ static bool is_log(const json_t *log)
 	if (!json_is_array(log))
 		return false;
 	json_array_foreach (log, i, entry)
-		if (state_of(entry) == SMV_VERDICT_NONE || !text_of(entry, "id")[0])
+		if (state_of(entry) == SMV_VERDICT_NONE || !smv_json_field(entry, "id")[0])
 			return false;
 	return true;
 }
@@ -105,7 +99,7 @@ static json_t *find(const char *id, size_t *index)
 
 	json_array_foreach (entries, i, entry) {
 		*index = i;
-		if (strcmp(text_of(entry, "id"), id) == 0)
+		if (strcmp(smv_json_field(entry, "id"), id) == 0)
 			return entry;
 	}
 	return NULL;
@@ -152,7 +146,8 @@ static int put_locked(const char *id, const char *vm, enum smv_verdict_state sta
 		return 0;
 	if (!may_become(from, state))
 		return -EPERM;
-	entry = make(id, vm ? vm : text_of(old, "vm"), state, why ? why : text_of(old, "why"));
+	entry = make(id, vm ? vm : smv_json_field(old, "vm"), state,
+		why ? why : smv_json_field(old, "why"));
 	if (!log || !entry || (old && json_array_remove(log, index) < 0) ||
 		json_array_append_new(log, entry) < 0)
 		return -ENOMEM;
@@ -189,7 +184,7 @@ enum smv_verdict_state smv_verdicts_get(const char *id, char *why)
 	if ((entry = find(id, &index))) {
 		state = state_of(entry);
 		if (why)
-			snprintf(why, 200, "%s", text_of(entry, "why"));
+			snprintf(why, 200, "%s", smv_json_field(entry, "why"));
 	}
 	pthread_mutex_unlock(&lock);
 	return state;
@@ -205,8 +200,8 @@ void smv_verdicts_abort_rest(bool (*is_here)(const char *id))
 	log = json_copy(entries);
 	pthread_mutex_unlock(&lock);
 	json_array_foreach (log, i, entry)
-		if (!is_final(state_of(entry)) && !is_here(text_of(entry, "id")))
-			smv_verdicts_put(text_of(entry, "id"), NULL, SMV_VERDICT_ABORTED,
+		if (!is_final(state_of(entry)) && !is_here(smv_json_field(entry, "id")))
+			smv_verdicts_put(smv_json_field(entry, "id"), NULL, SMV_VERDICT_ABORTED,
 				"smemv-pagerd was restarted before the commit");
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/fault_point.h"
+#include "common/json.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -16,11 +17,6 @@ static int query_nodes(struct smv_qmp *qmp, json_t **nodes, struct smv_error *er
 		TIMEOUT_MS, err);
 }
 
-static const char *string(const json_t *object, const char *key)
-{
-	return json_string_value(json_object_get(object, key)) ?: "";
-}
-
 /* Only drivers that open a file of the host do direct I/O; for others the flag is inherited words.
  */
 static bool is_host_file(const json_t *node)
@@ -28,7 +24,7 @@ static bool is_host_file(const json_t *node)
 	static const char *const drivers[] = {"file", "host_device", "host_cdrom"};
 
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(drivers); i++)
-		if (strcmp(string(node, "drv"), drivers[i]) == 0)
+		if (strcmp(smv_json_field(node, "drv"), drivers[i]) == 0)
 			return true;
 	return false;
 }
@@ -44,7 +40,7 @@ static const json_t *find_node(const json_t *nodes, const char *name)
 	size_t i;
 
 	json_array_foreach ((json_t *)nodes, i, node)
-		if (strcmp(string(node, "node-name"), name) == 0)
+		if (strcmp(smv_json_field(node, "node-name"), name) == 0)
 			return node;
 	return NULL;
 }
@@ -106,10 +102,10 @@ int smv_disks_find(struct smv_qmp *qmp, json_t **record, struct smv_error *err)
 		return smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
 	json_array_foreach (nodes, i, node)
 		if (is_host_file(node) && is_direct(node))
-			json_array_append_new(
-				found, json_pack("{s:s, s:s, s:s}", "node",
-					       string(node, "node-name"), "driver",
-					       string(node, "drv"), "file", string(node, "file")));
+			json_array_append_new(found, json_pack("{s:s, s:s, s:s}", "node",
+							     smv_json_field(node, "node-name"),
+							     "driver", smv_json_field(node, "drv"),
+							     "file", smv_json_field(node, "file")));
 	*record = smv_take(found);
 	return 0;
 }
@@ -120,7 +116,7 @@ int smv_disks_reopen(struct smv_qmp *qmp, const json_t *record, struct smv_error
 	size_t i;
 
 	json_array_foreach ((json_t *)record, i, entry) {
-		int r = set_direct(qmp, string(entry, "node"), false, err);
+		int r = set_direct(qmp, smv_json_field(entry, "node"), false, err);
 
 		if (r < 0)
 			return r;
@@ -141,13 +137,13 @@ int smv_disks_put_back(struct smv_qmp *qmp, const json_t *record, struct smv_err
 	if (r < 0)
 		return r;
 	json_array_foreach ((json_t *)record, i, entry) {
-		const json_t *node = find_node(nodes, string(entry, "node"));
+		const json_t *node = find_node(nodes, smv_json_field(entry, "node"));
 		int one;
 
 		if (!node || is_direct(node) ||
-			strcmp(string(node, "file"), string(entry, "file")) != 0)
+			strcmp(smv_json_field(node, "file"), smv_json_field(entry, "file")) != 0)
 			continue;
-		one = set_direct(qmp, string(entry, "node"), true, r ? NULL : err);
+		one = set_direct(qmp, smv_json_field(entry, "node"), true, r ? NULL : err);
 		if (!r)
 			r = one;
 	}
