@@ -8,6 +8,7 @@
 #include "vmm/tracing.h"
 
 #include <dirent.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -19,6 +20,7 @@
 #include <sys/pidfd.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 #ifndef PTRACE_O_SUSPEND_SECCOMP
 #define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
@@ -141,11 +143,6 @@ struct attempt {
 	int result; /* -EAGAIN: nothing was done, try another thread */
 };
 
-static int request(int what, pid_t tid, long data)
-{
-	return ptrace(what, tid, NULL, (void *)data) < 0 ? -errno : 0;
-}
-
 /* Until it stops because we asked for it, outside of system calls; signals are passed on. Any other
  * stop takes back what we asked for, hence again and again. */
 static int wait_interrupted(pid_t tid, unsigned int timeout_ms)
@@ -157,8 +154,8 @@ static int wait_interrupted(pid_t tid, unsigned int timeout_ms)
 			return r;
 		if (smv_tracing_is_event(status))
 			return 0;
-		if ((r = request(PTRACE_INTERRUPT, tid, 0)) < 0 ||
-			(r = request(PTRACE_CONT, tid, smv_tracing_signal(status))) < 0)
+		if ((r = smv_tracing_request(PTRACE_INTERRUPT, tid, 0)) < 0 ||
+			(r = smv_tracing_request(PTRACE_CONT, tid, smv_tracing_signal(status))) < 0)
 			return r;
 	}
 }
@@ -169,7 +166,7 @@ static int try_seize(const struct attempt *a, long options)
 	int r = -EPERM;
 
 	for (int i = 0; i < 3 && r == -EPERM; i++) {
-		r = request(PTRACE_SEIZE, a->tid, options);
+		r = smv_tracing_request(PTRACE_SEIZE, a->tid, options);
 		if (r == -EPERM && smv_tracing_is_ours(a->inject->pid, a->tid))
 			return -EAGAIN;
 		/* It was let go between the two: once more. */
@@ -191,7 +188,7 @@ static int seize(struct attempt *a)
 	r = try_seize(a, options);
 	if (!r || !a->suspend_seccomp)
 		return r;
-	if (request(PTRACE_SEIZE, a->tid, PTRACE_O_TRACESYSGOOD) < 0)
+	if (smv_tracing_request(PTRACE_SEIZE, a->tid, PTRACE_O_TRACESYSGOOD) < 0)
 		return -errno;
 	/* It is not the process that is closed to us but its filter. The thread's end detaches. */
 	return smv_fail(a->err, SMV_PERMISSION, "ptrace-seccomp",
@@ -225,7 +222,7 @@ static int wait_call(struct attempt *a, long *result)
 	int status, sig = 0, r;
 
 	for (;;) {
-		if ((r = request(PTRACE_SYSCALL, a->tid, sig)) < 0 ||
+		if ((r = smv_tracing_request(PTRACE_SYSCALL, a->tid, sig)) < 0 ||
 			(r = smv_tracing_wait(a->tid, CALL_TIMEOUT_MS, &status)) < 0)
 			return r;
 		sig = smv_tracing_signal(status);
@@ -244,6 +241,23 @@ static int wait_call(struct attempt *a, long *result)
 	}
 }
 
+/* -ENOTSUP: the thread of a 32-bit program, or one in 32-bit code. */
+static int get_regs(pid_t tid, struct user_regs_struct *regs)
+{
+	struct iovec iov = {regs, sizeof(*regs)};
+
+	if (ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &iov) < 0)
+		return -errno;
+	return iov.iov_len == sizeof(*regs) && smv_arch_is_native(regs) ? 0 : -ENOTSUP;
+}
+
+static int set_regs(pid_t tid, const struct user_regs_struct *regs)
+{
+	struct iovec iov = {(void *)regs, sizeof(*regs)};
+
+	return ptrace(PTRACE_SETREGSET, tid, NT_PRSTATUS, &iov) < 0 ? -errno : 0;
+}
+
 static int set_call(const struct attempt *a, const struct smv_inject_call *call)
 {
 	uint64_t args[6];
@@ -252,7 +266,7 @@ static int set_call(const struct attempt *a, const struct smv_inject_call *call)
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(args); i++)
 		args[i] = call->args[i] == SMV_INJECT_TEXT ? a->frame.text_addr : call->args[i];
 	regs = smv_arch_call_regs(&a->regs, &a->inject->code, &a->frame, call->nr, args);
-	return smv_arch_set_regs(a->tid, &regs);
+	return set_regs(a->tid, &regs);
 }
 
 static int do_calls(struct attempt *a)
@@ -288,19 +302,19 @@ static int put_back(struct attempt *a)
 {
 	int r;
 
-	if ((r = request(PTRACE_INTERRUPT, a->tid, 0)) < 0 ||
-		(r = request(PTRACE_CONT, a->tid, 0)) < 0 ||
+	if ((r = smv_tracing_request(PTRACE_INTERRUPT, a->tid, 0)) < 0 ||
+		(r = smv_tracing_request(PTRACE_CONT, a->tid, 0)) < 0 ||
 		(r = wait_interrupted(a->tid, CALL_TIMEOUT_MS)) < 0)
 		return r;
 	if (ptrace(PTRACE_SETSIGMASK, a->tid, sizeof(a->mask), &a->mask) < 0)
 		return -errno;
 	if (smv_fault_point("inject-unmasked"))
 		return -EIO;
-	if ((r = smv_arch_set_regs(a->tid, &a->regs)) < 0)
+	if ((r = set_regs(a->tid, &a->regs)) < 0)
 		return r;
 	if (smv_fault_point("inject-restored"))
 		return -EIO;
-	return request(PTRACE_DETACH, a->tid, 0);
+	return smv_tracing_request(PTRACE_DETACH, a->tid, 0);
 }
 
 /* Stopped: all that can be refused before anything is changed. */
@@ -308,7 +322,7 @@ static int prepare(struct attempt *a)
 {
 	int r;
 
-	if ((r = smv_arch_get_regs(a->tid, &a->regs)) < 0)
+	if ((r = get_regs(a->tid, &a->regs)) < 0)
 		return r;
 	if (ptrace(PTRACE_GETSIGMASK, a->tid, sizeof(a->mask), &a->mask) < 0)
 		return -errno;
@@ -330,13 +344,13 @@ static int attempt_in(struct attempt *a)
 		return a->err && a->err->code != SMV_OK
 			       ? r
 			       : fail(inject, a->tid, r, "PTRACE_SEIZE", a->err);
-	if (request(PTRACE_INTERRUPT, a->tid, 0) < 0 ||
+	if (smv_tracing_request(PTRACE_INTERRUPT, a->tid, 0) < 0 ||
 		wait_interrupted(a->tid, STOP_TIMEOUT_MS) < 0)
 		return -EAGAIN; /* it has ended, or cannot stop now; our end detaches it */
 	start = smv_now_ns();
 	r = prepare(a);
 	if (r < 0) {
-		request(PTRACE_DETACH, a->tid, 0);
+		smv_tracing_request(PTRACE_DETACH, a->tid, 0);
 		return r == -ENOTSUP ? -EAGAIN : fail(inject, a->tid, r, "stopped", a->err);
 	}
 	r = do_calls(a);
@@ -361,17 +375,12 @@ static void *attempt_thread(void *arg)
 
 static int attempt_start(struct attempt *a)
 {
-	sigset_t all, old;
 	pthread_t thread;
-	int r;
+	int r = smv_tracing_start(&thread, attempt_thread, a);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&thread, NULL, attempt_thread, a);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r)
 		return smv_fail(a->err, SMV_NO_ROOM, "thread", NULL, "cannot start a thread: %s",
-			strerror(r));
+			strerror(-r));
 	pthread_join(thread, NULL);
 	return a->result;
 }

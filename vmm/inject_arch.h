@@ -3,6 +3,7 @@
 #ifndef SMV_VMM_INJECT_ARCH_H
 #define SMV_VMM_INJECT_ARCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -32,9 +33,8 @@ struct smv_arch_frame {
 	uint64_t text_addr;
 };
 
-/** smv_arch_get_regs / smv_arch_set_regs - general registers of the stopped thread @tid. -errno. */
-int smv_arch_get_regs(pid_t tid, struct user_regs_struct *regs);
-int smv_arch_set_regs(pid_t tid, const struct user_regs_struct *regs);
+/** smv_arch_is_native - are these registers of a thread in 64-bit code? */
+bool smv_arch_is_native(const struct user_regs_struct *regs);
 
 /**
  * smv_arch_make_frame - lay out the frame below the stack of @tid, which is stopped with @regs and

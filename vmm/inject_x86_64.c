@@ -55,21 +55,9 @@ const struct smv_arch_pattern smv_arch_return_code[] = {
 const size_t smv_arch_nr_call_codes = SMV_ARRAY_SIZE(smv_arch_call_code);
 const size_t smv_arch_nr_return_codes = SMV_ARRAY_SIZE(smv_arch_return_code);
 
-int smv_arch_get_regs(pid_t tid, struct user_regs_struct *regs)
+bool smv_arch_is_native(const struct user_regs_struct *regs)
 {
-	struct iovec iov = {regs, sizeof(*regs)};
-
-	if (ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &iov) < 0)
-		return -errno;
-	/* The thread of a 32-bit program, or one in 32-bit code. */
-	return iov.iov_len == sizeof(*regs) && regs->cs == USER_CS ? 0 : -ENOTSUP;
-}
-
-int smv_arch_set_regs(pid_t tid, const struct user_regs_struct *regs)
-{
-	struct iovec iov = {(void *)regs, sizeof(*regs)};
-
-	return ptrace(PTRACE_SETREGSET, tid, NT_PRSTATUS, &iov) < 0 ? -errno : 0;
+	return regs->cs == USER_CS;
 }
 
 /* The size that the kernel expects in frames of threads with these features: where the last ends.

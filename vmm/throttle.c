@@ -47,21 +47,16 @@ struct smv_throttle {
 	struct smv_error *err;
 };
 
-static int trace(int request, pid_t tid, long data)
-{
-	return ptrace(request, tid, NULL, (void *)data) < 0 ? -errno : 0;
-}
-
 static int ask(struct thread *t)
 {
-	int r = t->state == FREE ? trace(PTRACE_SEIZE, t->tid, 0) : 0;
+	int r = t->state == FREE ? smv_tracing_request(PTRACE_SEIZE, t->tid, 0) : 0;
 
 	if (r == -ESRCH)
 		t->state = GONE;
 	if (r < 0 || t->state != FREE)
 		return r;
 	t->state = ASKED;
-	return trace(PTRACE_INTERRUPT, t->tid, 0);
+	return smv_tracing_request(PTRACE_INTERRUPT, t->tid, 0);
 }
 
 static void look(struct thread *t, unsigned int timeout_ms)
@@ -82,7 +77,7 @@ static void let_go(struct smv_throttle *th, struct thread *t)
 	if (t->state != STILL)
 		return;
 	th->stopped_ns += smv_now_ns() - t->still_since_ns;
-	t->state = trace(PTRACE_DETACH, t->tid, t->signal) == 0 ? FREE : GONE;
+	t->state = smv_tracing_request(PTRACE_DETACH, t->tid, t->signal) == 0 ? FREE : GONE;
 }
 
 /* Until @deadline_ns, or until we are to end: true. */
@@ -221,18 +216,6 @@ static struct smv_throttle *create(pid_t pid, const pid_t *tids, size_t nr_tids)
 	return th;
 }
 
-static int start_tracer(struct smv_throttle *th)
-{
-	sigset_t all, old;
-	int r;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&th->tracer, NULL, tracer_main, th);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return -r;
-}
-
 int smv_throttle_start(pid_t pid, const pid_t *tids, size_t nr_tids, unsigned int percent,
 	struct smv_throttle **throttle, struct smv_error *err)
 {
@@ -243,7 +226,7 @@ int smv_throttle_start(pid_t pid, const pid_t *tids, size_t nr_tids, unsigned in
 		return smv_fail(err, SMV_NO_ROOM, "memory", NULL, "out of memory");
 	smv_throttle_set(th, percent);
 	th->err = err;
-	r = start_tracer(th);
+	r = smv_tracing_start(&th->tracer, tracer_main, th);
 	if (r < 0) {
 		destroy(th);
 		return smv_fail(err, SMV_NO_ROOM, "thread", NULL, "cannot start a thread: %s",

@@ -13,6 +13,23 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
+int smv_tracing_request(int what, pid_t tid, long data)
+{
+	return ptrace(what, tid, NULL, (void *)data) < 0 ? -errno : 0;
+}
+
+int smv_tracing_start(pthread_t *thread, void *(*run)(void *), void *arg)
+{
+	sigset_t all, old;
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(thread, NULL, run, arg);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return -r;
+}
+
 /* waitpid() knows no time-out, and most stops come within microseconds. */
 int smv_tracing_wait(pid_t tid, unsigned int timeout_ms, int *status)
 {

@@ -5,9 +5,16 @@
 
 #include "common/error.h"
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
+
+/** smv_tracing_request - ptrace(@what, @tid, NULL, @data), for requests with a result of 0. -errno. */
+int smv_tracing_request(int what, pid_t tid, long data);
+
+/** smv_tracing_start - a thread that traces, which no signal of this process interrupts. -errno. */
+int smv_tracing_start(pthread_t *thread, void *(*run)(void *), void *arg);
 
 /** smv_tracing_wait - the next stop of thread @tid, which the calling thread traces: 0, -ETIMEDOUT
  * (with @timeout_ms 0: not yet), or -ESRCH when it has ended. */
