@@ -5,16 +5,14 @@
  * DMA of real devices, other processes that map the RAM, direct I/O, kernel threads (vhost).
  *
  * Some that may look dangerous and are not:
- * - qxl: the SPICE server's thread reads the device's own video RAM, by loads; guest RAM it sees
- * not.
+ * - qxl: the SPICE server's thread reads the device's own video RAM, by loads; it does not see guest
+ *   RAM.
  * - tpm-*: commands are copied to swtpm's socket, or to /dev/tpm0 by write().
- * - virtio-iommu, intel-iommu, amd-iommu translate what other devices do; they do nothing
- * themselves.
+ * - virtio-iommu, intel-iommu and amd-iommu translate what other devices do.
  * - usb-redir copies each packet to its socket.
  * - pflash (UEFI) has its own memory; the variables are written from there.
  * - aio=io_uring without cache.direct: the kernel's workers copy in QEMU's address space, their
- *   faults are QEMU's. With registered buffers, which pin, it would not be so: see
- * check_io_uring().
+ *   faults are QEMU's. Registered buffers would be pinned: see check_io_uring().
  * - pvpanic, watchdogs, vmcoreinfo, vmgenid: a few bytes, copied.
  */
 #include "vmm/allow_list.h"

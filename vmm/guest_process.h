@@ -35,8 +35,7 @@ bool smv_guest_process_is_traced(const struct smv_guest_process *process);
 
 /**
  * smv_guest_process_get_uffd - a userfaultfd of QEMU's mm with kernel-mode faults; the caller
- * closes
- * @uffd. QEMU keeps a copy open until smv_guest_process_close_uffd(), so that faults wait when we
+ * closes @uffd. QEMU keeps a copy open until smv_guest_process_close_uffd(), so that faults wait when we
  * die. @fresh: made by this call, UFFDIO_API not done yet.
  *
  * By ptrace it is always fresh, but for further calls on the same handle.

@@ -6,6 +6,7 @@
 #include "common/log.h"
 #include "smemv/v1/memserver.pb-c.h"
 #include "vmm/guest_ram.h"
+#include "daemon.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -46,21 +47,6 @@ static void run_server(int log_fd, const char *state)
 		state_dir, "--listen", address, "--data", "tcp:127.0.0.1:0", "--orphan-after",
 		orphan_after, (char *)NULL);
 	_exit(127);
-}
-
-static void wait_ready(int fd)
-{
-	char log[8000];
-	size_t n = 0;
-	ssize_t got;
-
-	while (n < sizeof(log) - 1 && (got = read(fd, log + n, sizeof(log) - 1 - n)) > 0) {
-		n += (size_t)got;
-		log[n] = '\0';
-		if (strstr(log, "ready: "))
-			return;
-	}
-	cr_assert_fail("memserverd did not start: %.*s", (int)n, log);
 }
 
 static void start_server_in(const char *state)

@@ -4,6 +4,7 @@
 #include "common/clock.h"
 #include "rpc/rpc.h"
 #include "smemv/v1/memserver.pb-c.h"
+#include "daemon.h"
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -43,22 +44,6 @@ int __lsan_is_turned_off(void)
 }
 
 /* --- servers ------------------------------------------------------------------------------ */
-
-/* What memserverd logs, up to the line that says it is ready. */
-static void wait_ready(int fd)
-{
-	char log[4000];
-	size_t n = 0;
-	ssize_t got;
-
-	while (n < sizeof(log) - 1 && (got = read(fd, log + n, sizeof(log) - 1 - n)) > 0) {
-		n += (size_t)got;
-		log[n] = '\0';
-		if (strstr(log, "ready: "))
-			return;
-	}
-	cr_assert_fail("memserverd did not start: %.*s", (int)n, log);
-}
 
 static char *state_dir(int i, char *path, size_t len)
 {
