@@ -33,7 +33,7 @@ scenario_start_source() {
 # direct HOST: is QEMU's descriptor of the disk open with O_DIRECT?
 direct() {
 	local pid fd
-	pid=$(pgrep --ns "$(host_pid "$1")" --nslist net -f "^qemu-system-x86_64 .*/dev/shm/$1.ram")
+	pid=$(qemu_in "$1")
 	fd=$(find "/proc/$pid/fd" -lname '*/disk.raw' -printf '%f\n' | head -n 1)
 	(($(awk '$1 == "flags:" { print "0" $2 }' "/proc/$pid/fdinfo/$fd" 2>/dev/null || echo 0) & 040000))
 }

@@ -58,7 +58,7 @@ scenario_ready sub2 "$LAB_DIR/sub2.log" ready:
 # it is taken from the pager's file, not searched for.
 scenario_registered
 run_pid=${SCENARIO_PID[main-vm]}
-SCENARIO_PID[main-vm]=$(jq .pid "$(host_path main /run/smemv/pagerd/guest.vm.json)")
+SCENARIO_PID[main-vm]=$(qemu_in main)
 fail_in_round_1 main-vm
 wait "$run_pid" 2>/dev/null || :
 vms_empty() {

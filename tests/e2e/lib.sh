@@ -202,6 +202,16 @@ source_untouched() {
 	check "QEMU's capabilities at the source are as before" capabilities_untouched
 }
 
+# process_in HOST BEGINNING: the oldest process there whose command line begins so (a pattern).
+process_in() {
+	pgrep -o --ns "$(host_pid "$1")" --nslist net -f -- "^$2"
+}
+
+# qemu_in HOST: QEMU itself, not smemv-run.
+qemu_in() {
+	process_in "$1" "qemu-system-x86_64 .*/dev/shm/$1.ram"
+}
+
 fault_reached() {
 	[[ -e $(host_path "$1" "$FAULT_DIR/$2.reached") ]]
 }

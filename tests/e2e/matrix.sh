@@ -55,24 +55,11 @@ some_cells() {
 
 # ---- who is who ----
 
-# process_in HOST PATTERN: the first process there whose command line matches, and is no wrapper.
-process_in() {
-	local pid namespace
-	namespace=$(readlink "/proc/$(host_pid "$1")/ns/net")
-	for pid in $(pgrep -f -- "$2"); do
-		[[ $(readlink "/proc/$pid/ns/net" 2>/dev/null) == "$namespace" ]] || continue
-		[[ $(readlink "/proc/$pid/exe" 2>/dev/null) =~ (bash|dash|env|nsenter|smemv-run)$ ]] && continue
-		echo "$pid"
-		return 0
-	done
-	return 1
-}
-
 victim_pid() {
 	case $1 in
 	memserverd) echo "${SCENARIO_PID[sub1]}" ;;
 	pagerd) echo "${SCENARIO_PID[pagerd]}" ;;
-	destination) process_in main mem-path=/dev/shm/main.ram ;;
+	destination) qemu_in main ;;
 	migrate) echo "$MIGRATE_PID" ;;
 	supervisor) process_in source "smemv-migrate supervise" ;;
 	esac

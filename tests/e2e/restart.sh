@@ -63,7 +63,7 @@ check "the guest has seen no wrong page" test "$(last_heartbeat main mismatches)
 
 # Its threads wait: it cannot be asked to power off.
 run_pid=${SCENARIO_PID[main-vm]}
-SCENARIO_PID[main-vm]=$(pgrep -P "$run_pid" -f mem-path=/dev/shm/main.ram)
+SCENARIO_PID[main-vm]=$(qemu_in main)
 # And just then a sub-host is away, that cannot be given its lease back.
 scenario_end sub2 KILL
 scenario_end main-vm KILL

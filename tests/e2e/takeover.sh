@@ -208,7 +208,7 @@ small_guest
 pagerd_environment "SMEMV_FAULT=after-commit:wait SMEMV_FAULT_DIR=$FAULT_DIR"
 up
 migration_dies_at after-commit
-kill -KILL "$(jq .pid "$(host_path main /run/smemv/pagerd/guest.vm.json)")"
+kill -KILL "$(qemu_in main)"
 wait "${SCENARIO_PID[main-vm]}" 2>/dev/null || :
 unset "SCENARIO_PID[main-vm]"
 go_on main after-commit
