@@ -18,13 +18,16 @@
  *                              checksum was compared. It may have been written since: then its
  *                              marker is gone, so REMOTE_VALID is true
  *   OUT       data   LOCAL     its write may have been done, in part or not at all: the slot is
- * kept as room, but REMOTE_VALID is not, so it will be written again OUT       hole   LOST      a
- * page is not punched before it is SAVED SAVED     data   LOCAL     acknowledged, not punched: the
- * slot holds what the page held when it was frozen. Mapped again since (a punch that failed), it
- * was mapped unprotected, so it has no marker SAVED     hole   COLD      punched, after the
- * acknowledgement. Without a slot: ZERO COLD      hole   COLD      nothing was under way COLD data
- * COLD      the map is right, as in the fault thread: the data is punched out UNKNOWN   any UNKNOWN
- * no VM runs before every page was reported: a touch makes it LOST LOST      any    LOST
+ *                              kept as room, but REMOTE_VALID is not, so it will be written again
+ *   OUT       hole   LOST      a page is not punched before it is SAVED
+ *   SAVED     data   LOCAL     acknowledged, not punched: the slot holds what the page held when it
+ *                              was frozen. Mapped again since (a punch that failed), it was mapped
+ *                              unprotected, so it has no marker
+ *   SAVED     hole   COLD      punched, after the acknowledgement. Without a slot: ZERO
+ *   COLD      hole   COLD      nothing was under way
+ *   COLD      data   COLD      the map is right, as in the fault thread: the data is punched out
+ *   UNKNOWN   any    UNKNOWN   no VM runs before every page was reported: a touch makes it LOST
+ *   LOST      any    LOST
  *
  * Everywhere: WAITER goes, because all waiters are woken and fault again; a LOCAL page is ACTIVE,
  * because a sweep makes it INACTIVE again, and one that has no PTE is mapped at its next fault.
