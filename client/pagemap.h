@@ -7,16 +7,17 @@
  *
  *   UNKNOWN  -> ZERO, LOCAL, COLD    what the source reported (incoming migration)
  *   ZERO     -> LOCAL                first touch: filled with zeros (fault thread)
- *   COLD     -> FETCHING             touched, a frame is reserved, the read is posted (fault
- * thread) FETCHING -> LOCAL                data in place (fault thread) FETCHING -> COLD the server
- * did not answer; tried again (fault thread) FETCHING -> LOST                 the data's checksum
- * is wrong (fault thread) LOCAL    -> OUT                  inactive, chosen for eviction: nobody
- * can map it (evictor) OUT      -> SAVED                the remote copy is acknowledged, or was
- * valid (evictor) OUT      -> LOCAL                touched meanwhile, or the write failed (evictor)
+ *   COLD     -> FETCHING             touched: a frame is reserved, a read posted (fault thread)
+ *   FETCHING -> LOCAL                data in place (fault thread)
+ *   FETCHING -> COLD                 the server did not answer; tried again (fault thread)
+ *   FETCHING -> LOST                 the data's checksum is wrong (fault thread)
+ *   LOCAL    -> OUT                  inactive, chosen for eviction: nobody can map it (evictor)
+ *   OUT      -> SAVED                the remote copy is acknowledged, or was valid (evictor)
+ *   OUT      -> LOCAL                touched meanwhile, or the write failed (evictor)
  *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified (evictor)
  *   SAVED    -> LOCAL                the punch left no hole (evictor)
- *   (what a pager that died left on the way: client/settle.h)
  *   LOCAL    -> LOST                 the file has a hole where the page should be (fault thread)
+ *   (what a pager that died left on the way: client/settle.h)
  *
  * A LOCAL page is ACTIVE, ZAPPING (its PTE is being removed) or INACTIVE (unmapped; a touch makes
  * it ACTIVE again, else it may be evicted). Nothing is taken for ZERO because it is missing: zero

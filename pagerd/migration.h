@@ -5,8 +5,8 @@
  *   PREPARING  -> RECEIVING   leases, map and ring are there
  *   RECEIVING  -> CONFIRMED   the maps agree, the source is fenced, faults are served
  *   CONFIRMED  -> COMMITTING  the device state is loaded, the leases are held: deciding
- *   COMMITTING -> COMMITTED   decided, durably; `cont` was sent: the destination owns the VM, for
- * good COMMITTING -> ABORTING    QEMU ended before `cont`, or the decision could not be written
+ *   COMMITTING -> COMMITTED   decided, durably; `cont` was sent: the destination owns the VM
+ *   COMMITTING -> ABORTING    QEMU ended before `cont`, or the decision could not be written
  *   PREPARING, RECEIVING, CONFIRMED -> ABORTING -> ABORTED   the source owns the VM, for good
  *
  * To leave CONFIRMED is one compare-and-swap: commit or abort wins, not both. COMMITTING and
