@@ -95,8 +95,23 @@ static bool take_arms(const char *name, char action[8])
 	return unlink(path) == 0;
 }
 
+static void note_hit(const char *name)
+{
+	const char *dir = getenv("SMEMV_FAULT_HITS");
+	char path[512];
+	int fd;
+
+	if (!dir)
+		return;
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0666);
+	if (fd >= 0)
+		close(fd);
+}
+
 static bool act(const char *name, const char *action)
 {
+	note_hit(name);
 	if (strcmp(action, "kill") == 0)
 		kill(getpid(), SIGKILL);
 	else if (strcmp(action, "stop") == 0)
@@ -108,7 +123,31 @@ static bool act(const char *name, const char *action)
 	return false;
 }
 
-bool smv_fault_point(const char *name)
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The linker defines both when the section exists. */
+extern const char *const __start_smemv_fault_points[] __attribute__((weak));
+extern const char *const __stop_smemv_fault_points[] __attribute__((weak));
+
+void smv_fault_points_list(FILE *out)
+{
+	size_t n = (size_t)(__stop_smemv_fault_points - __start_smemv_fault_points);
+	const char **names = calloc(n + 1, sizeof(*names));
+
+	for (size_t i = 0; names && i < n; i++)
+		names[i] = __start_smemv_fault_points[i];
+	if (names)
+		qsort(names, n, sizeof(*names), compare_names);
+	for (size_t i = 0; names && i < n; i++)
+		if (i == 0 || strcmp(names[i], names[i - 1]) != 0)
+			fprintf(out, "%s\n", names[i]);
+	free(names);
+}
+
+bool smv_fault_point_passed(const char *name)
 {
 	parse_once();
 	for (size_t i = 0; i < nr_points; i++) {

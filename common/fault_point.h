@@ -13,6 +13,9 @@
  *          $SMEMV_FAULT_DIR/NAME.go exists (or, so that nothing hangs for ever, after 120 s)
  *   arm    nothing, until the file $SMEMV_FAULT_DIR/NAME.arm is there: then what it says (one of the
  *          above), once; it is removed. For daemons that live through many tests
+ *
+ * SMEMV_FAULT_HITS is a directory: whenever one of the actions is done at point NAME, the file NAME
+ * is made there. So a test run can tell which points it never used.
  */
 #ifndef SMV_COMMON_FAULT_POINT_H
 #define SMV_COMMON_FAULT_POINT_H
@@ -20,7 +23,20 @@
 #include <stdbool.h>
 
 #ifdef SMEMV_FAULT_POINTS
-bool smv_fault_point(const char *name);
+#include <stdio.h>
+
+/* Each place leaves a pointer to its name, which has to be a literal, in a section of its own: the
+ * linker collects them, so no list is kept by hand. */
+#define smv_fault_point(name)                                                                      \
+	__extension__({                                                                            \
+		static const char *const smv_point                                                 \
+			__attribute__((section("smemv_fault_points"), used)) = "" name;            \
+		smv_fault_point_passed(smv_point);                                                 \
+	})
+
+bool smv_fault_point_passed(const char *name);
+/** smv_fault_points_list - the names of all points of this program, one per line, sorted. */
+void smv_fault_points_list(FILE *out);
 #else
 #define smv_fault_point(name) false
 #endif

@@ -28,12 +28,14 @@ void smv_histogram_record(struct smv_histogram *h, uint64_t value)
 	_Atomic uint64_t *b = &h->buckets[bucket_of(value)];
 
 	/* One writer: load and store are enough and cheaper than a locked add. */
-	atomic_store_explicit(b, atomic_load_explicit(b, memory_order_relaxed) + 1,
-		memory_order_relaxed);
+	atomic_store_explicit(
+		b, atomic_load_explicit(b, memory_order_relaxed) + 1, memory_order_relaxed);
 	if (value > atomic_load_explicit(&h->max, memory_order_relaxed))
 		atomic_store_explicit(&h->max, value, memory_order_relaxed);
-	atomic_store_explicit(&h->count,
-		atomic_load_explicit(&h->count, memory_order_relaxed) + 1, memory_order_relaxed);
+	atomic_store_explicit(&h->sum, atomic_load_explicit(&h->sum, memory_order_relaxed) + value,
+		memory_order_relaxed);
+	atomic_store_explicit(&h->count, atomic_load_explicit(&h->count, memory_order_relaxed) + 1,
+		memory_order_relaxed);
 }
 
 uint64_t smv_histogram_quantile(const struct smv_histogram *h, double q)
@@ -67,6 +69,7 @@ void smv_histogram_add(struct smv_histogram *h, const struct smv_histogram *from
 	for (unsigned int b = 0; b < SMV_HIST_BUCKETS; b++)
 		h->buckets[b] += atomic_load_explicit(&from->buckets[b], memory_order_relaxed);
 	h->count += atomic_load(&from->count);
+	h->sum += atomic_load(&from->sum);
 	if (max > h->max)
 		h->max = max;
 }

@@ -16,6 +16,7 @@
 
 struct smv_histogram {
 	_Atomic uint64_t count;
+	_Atomic uint64_t sum;
 	_Atomic uint64_t max;
 	_Atomic uint64_t buckets[SMV_HIST_BUCKETS];
 };

@@ -41,8 +41,9 @@ bool smv_host_huge_shmem(const char *root, char *setting, size_t len)
 	if (!file || !fgets(line, sizeof(line), file) || !(word = strchr(line, '[')))
 		return false;
 	snprintf(setting, len, "%.*s", (int)strcspn(word + 1, "]\n"), word + 1);
+	/* QEMU advises it for its RAM. */
 	return strcmp(setting, "always") == 0 || strcmp(setting, "within_size") == 0 ||
-	       strcmp(setting, "force") == 0;
+	       strcmp(setting, "advise") == 0 || strcmp(setting, "force") == 0;
 }
 
 uint64_t smv_host_capabilities(const char *root)
@@ -74,6 +75,6 @@ void smv_host_warn_of_huge_shmem(void)
 
 	if (smv_host_huge_shmem("", setting, sizeof(setting)))
 		smv_log_warning("%s allows huge pages in RAM files, of which single pages cannot "
-				"be given up: write 'never' or 'advise' to it",
+				"be given up: write 'never' to it",
 			SHMEM_ENABLED);
 }

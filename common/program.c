@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "common/program.h"
 
+#include "common/fault_point.h"
 #include "common/log.h"
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static void print_version(FILE *out, struct argp_state *state)
 {
@@ -19,10 +21,20 @@ void smv_program_init(void)
 	signal(SIGPIPE, SIG_IGN);
 }
 
+#ifdef SMEMV_FAULT_POINTS
+#define OPT_LIST_FAULT_POINTS 0x1001
+#endif
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	enum smv_log_level level;
 
+#ifdef SMEMV_FAULT_POINTS
+	if (key == OPT_LIST_FAULT_POINTS) {
+		smv_fault_points_list(stdout);
+		exit(EXIT_SUCCESS);
+	}
+#endif
 	if (key != 'L')
 		return ARGP_ERR_UNKNOWN;
 	if (smv_log_level_parse(arg, &level) < 0)
@@ -33,6 +45,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
 	{"log-level", 'L', "LEVEL", 0, "error, warning, info (default) or debug", -1},
+#ifdef SMEMV_FAULT_POINTS
+	{"list-fault-points", OPT_LIST_FAULT_POINTS, NULL, 0,
+		"the names that SMEMV_FAULT takes in this test build", -1},
+#endif
 	{0},
 };
 

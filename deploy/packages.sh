@@ -5,7 +5,7 @@
 
 PACKAGES_BUILD=(gcc libc6-dev cmake ninja-build pkg-config libgrpc-dev libprotobuf-c-dev
 	protobuf-c-compiler protobuf-compiler libjansson-dev libxxhash-dev libssl-dev
-	libibverbs-dev librdmacm-dev)
+	libibverbs-dev librdmacm-dev libmicrohttpd-dev)
 PACKAGES_DEMO=("${PACKAGES_BUILD[@]}" qemu-system-x86 cpio gzip iproute2 procps util-linux python3 jq)
 PACKAGES_LAB=(qemu-system-x86 busybox-static cpio xz-utils kmod util-linux iproute2 ibverbs-providers
 	ibverbs-utils rdmacm-utils perftest)

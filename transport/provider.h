@@ -62,6 +62,8 @@ struct smv_transport {
 	void (*region_deregister)(struct smv_region *region);
 	void (*region_info)(const struct smv_region *region, struct smv_region_info *info);
 
+	/* See smv_listen_prepare(). NULL: there is nothing to prepare. */
+	void (*prepare)(const struct smv_transport *t, const struct smv_addr *addr);
 	/* *handler is copied. Name resolution may block. */
 	int (*listen)(const struct smv_transport *t, const struct smv_addr *addr,
 		const struct smv_listener_handler *handler, struct smv_listener **listener,

@@ -260,8 +260,17 @@ static void complete(struct tcp_client *c, struct slot *s)
 	c->nr_completed++;
 }
 
+static bool is_sent(struct tcp_client *c, const struct slot *s)
+{
+	for (uint32_t i = c->recv; i != c->send; i++)
+		if (slot_at(c, i) == s)
+			return true;
+	return false;
+}
+
 /* Judge an answer to @s (NULL: none is expected): 0, or what the connection fails with. */
-static int check_answer(const struct slot *s, const struct smv_tcp_answer *answer)
+static int check_answer(
+	struct tcp_client *c, const struct slot *s, const struct smv_tcp_answer *answer)
 {
 	struct smv_tcp_request request;
 
@@ -270,7 +279,10 @@ static int check_answer(const struct slot *s, const struct smv_tcp_answer *answe
 	smv_tcp_parse_request(s->request, &request);
 	if (answer->op != request.op || answer->len != request.len || answer->seq != request.seq)
 		return -EPROTO;
-	return answer->status == SMV_TCP_OK ? 0 : -EACCES;
+	if (answer->status != SMV_TCP_OK)
+		return -EACCES;
+	/* Done it cannot be: its memory is read yet. */
+	return is_sent(c, s) ? 0 : -EPROTO;
 }
 
 /* Go through the received bytes: 0, or what the connection fails with. */
@@ -293,7 +305,7 @@ static int parse_received(struct tcp_client *c)
 			c->received -= SMV_TCP_ANSWER_SIZE;
 			continue;
 		}
-		ret = check_answer(s, &answer);
+		ret = check_answer(c, s, &answer);
 		if (ret < 0)
 			return ret;
 		need = SMV_TCP_ANSWER_SIZE + (s->op == SMV_TCP_READ ? s->len : 0);

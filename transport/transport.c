@@ -50,6 +50,12 @@ void smv_region_info(const struct smv_region *region, struct smv_region_info *in
 	region->domain->transport->region_info(region, info);
 }
 
+void smv_listen_prepare(const struct smv_transport *t, const struct smv_addr *addr)
+{
+	if (t->prepare)
+		t->prepare(t, addr);
+}
+
 int smv_listen(const struct smv_transport *t, const struct smv_addr *addr,
 	const struct smv_listener_handler *handler, struct smv_listener **listener,
 	struct smv_addr *bound, struct smv_error *err)

@@ -199,6 +199,11 @@ unsigned int smv_region_register_ms(uint64_t bytes);
 void smv_region_deregister(struct smv_region *region);
 void smv_region_info(const struct smv_region *region, struct smv_region_info *info);
 
+/** smv_listen_prepare - connections will be accepted at @addr. To be said before the first region
+ * is registered that these shall reach, if there are regions before there are listeners: so
+ * what has several devices knows by which of them peers come. Whatever is wrong with @addr, the
+ * listener will say. */
+void smv_listen_prepare(const struct smv_transport *t, const struct smv_addr *addr);
 /** smv_listen - accept connections at @addr. Port 0 takes a free one; @bound gets the real address.
  */
 int smv_listen(const struct smv_transport *t, const struct smv_addr *addr,

@@ -106,6 +106,7 @@ SMV_TRANSPORT_REGISTER(verbs) = {
 	.region_register = smv_verbs_region_register,
 	.region_deregister = smv_verbs_region_deregister,
 	.region_info = smv_verbs_region_info,
+	.prepare = smv_verbs_prepare,
 	.listen = smv_verbs_listen,
 	.listener_close = smv_verbs_listener_close,
 	.connect = smv_verbs_connect,

@@ -172,6 +172,7 @@ bool smv_verbs_qp_arm(struct smv_verbs_qp *q);
 
 /* --- the ends ------------------------------------------------------------------------------- */
 
+void smv_verbs_prepare(const struct smv_transport *t, const struct smv_addr *addr);
 int smv_verbs_listen(const struct smv_transport *t, const struct smv_addr *addr,
 	const struct smv_listener_handler *handler, struct smv_listener **listener,
 	struct smv_addr *bound, struct smv_error *err);

@@ -129,13 +129,16 @@ static unsigned int qp_access(unsigned int access)
 	return flags;
 }
 
-/* What rdma_cm knows about the way to @state. */
+/* What rdma_cm knows about the way to @state. It calls it invalid to ask when the peer has given up
+ * meanwhile: -ECONNABORTED. */
 static int ask_cm(
 	struct rdma_cm_id *id, enum ibv_qp_state state, struct ibv_qp_attr *attr, int *mask)
 {
 	memset(attr, 0, sizeof(*attr));
 	attr->qp_state = state;
-	return rdma_init_qp_attr(id, attr, mask) < 0 ? -errno : 0;
+	if (rdma_init_qp_attr(id, attr, mask) == 0)
+		return 0;
+	return errno == EINVAL ? -ECONNABORTED : -errno;
 }
 
 int smv_verbs_qp_post_recv(struct smv_verbs_qp *q, unsigned int n)

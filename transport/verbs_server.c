@@ -262,7 +262,9 @@ static int establish(struct server_conn *c)
 
 	if (ret == 0)
 		ret = accept_conn(c);
-	if (ret < 0) {
+	if (ret == -ECONNABORTED) {
+		smv_log_debug("verbs: a client left while its connection was set up");
+	} else if (ret < 0) {
 		smv_log_warning("verbs: cannot set up a connection: %s", strerror(-ret));
 		reject(c, SMV_VERBS_NO_RESOURCES);
 	}
@@ -477,7 +479,7 @@ static int bind_one(struct verbs_listener *l, const struct addrinfo *ai)
 		if (smv_verbs_export(dev) < 0)
 			return -ENOSPC;
 	}
-	return rdma_listen(l->id, BACKLOG) < 0 ? -errno : 0;
+	return 0;
 }
 
 static const char *bind_hint(int ret)
@@ -498,7 +500,8 @@ static const char *bind_hint(int ret)
 	}
 }
 
-static int bind_any(struct verbs_listener *l, const struct smv_addr *addr, struct smv_error *err)
+static int bind_any(
+	struct verbs_listener *l, const struct smv_addr *addr, bool listens, struct smv_error *err)
 {
 	struct addrinfo *list;
 	char text[SMV_ADDR_MAX];
@@ -509,6 +512,8 @@ static int bind_any(struct verbs_listener *l, const struct smv_addr *addr, struc
 	ret = -EADDRNOTAVAIL;
 	for (const struct addrinfo *ai = list; ai && ret < 0; ai = ai->ai_next) {
 		ret = bind_one(l, ai);
+		if (ret == 0 && listens && rdma_listen(l->id, BACKLOG) < 0)
+			ret = -errno;
 		if (ret < 0 && l->id) {
 			rdma_destroy_id(l->id);
 			l->id = NULL;
@@ -558,6 +563,18 @@ static struct verbs_listener *listener_new(
 	return NULL;
 }
 
+/* The device of the address has its export slot from here on. */
+void smv_verbs_prepare(const struct smv_transport *t, const struct smv_addr *addr)
+{
+	struct verbs_listener *l = listener_new(t, &(struct smv_listener_handler){0});
+	struct smv_error err;
+
+	if (!l)
+		return;
+	bind_any(l, addr, false, &err);
+	free_listener(l);
+}
+
 int smv_verbs_listen(const struct smv_transport *t, const struct smv_addr *addr,
 	const struct smv_listener_handler *handler, struct smv_listener **listener,
 	struct smv_addr *bound, struct smv_error *err)
@@ -570,7 +587,7 @@ int smv_verbs_listen(const struct smv_transport *t, const struct smv_addr *addr,
 		return smv_fail(err, SMV_UNAVAILABLE, "listen-failed",
 			"Load the kernel module rdma_ucm.", "cannot use rdma_cm: %s",
 			strerror(errno));
-	ret = bind_any(l, addr, err);
+	ret = bind_any(l, addr, true, err);
 	if (ret < 0) {
 		free_listener(l);
 		return ret;
