@@ -2,6 +2,7 @@
 #include "memserver/arena.h"
 
 #include "common/cleanup.h"
+#include "common/events.h"
 #include "common/fault_point.h"
 #include "common/hex.h"
 #include "common/log.h"
@@ -553,9 +554,17 @@ static int take_over(struct smv_arena *a, struct smv_error *err)
 	a->leases.generation++;
 	rc = smv_arena_store(a, a->leases.records, a->leases.nr_records, err);
 	if (rc == 0)
-		smv_log_info("taking over the arena in '%s', generation %" PRIu64 ", leases: %zu",
+		smv_event(SMV_EVENT_ARENA_TAKEN_OVER, NULL, NULL,
+			"taking over the arena in '%s', generation %" PRIu64 ", leases: %zu",
 			a->dir, a->leases.generation, a->nr_live);
 	return rc;
+}
+
+/* One of huge pages is a link to them, which is removed after them. */
+static bool is_removed_in_part(const struct smv_arena *a)
+{
+	return faccessat(a->dir_fd, "arena", F_OK, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       faccessat(a->dir_fd, "arena", F_OK, 0) < 0;
 }
 
 /* 1: there is an arena that fits, 0: nothing that is worth keeping, or why neither. */
@@ -571,7 +580,8 @@ static int find_former(struct smv_arena *a, struct smv_error *err)
 	if (rc < 0)
 		return rc;
 	nr_live = count_live(found.records, found.nr_records);
-	fits = found.size_bytes == a->size && found.hugepage_bytes == a->hugepage_bytes;
+	fits = found.size_bytes == a->size && found.hugepage_bytes == a->hugepage_bytes &&
+	       (nr_live > 0 || !is_removed_in_part(a));
 	if (fits && has_arena) {
 		a->leases = found;
 		return 1;
@@ -605,6 +615,10 @@ static int set_up(struct smv_arena *a, const char *name, struct smv_error *err)
 	} else {
 		remove_files(a);
 		rc = make(a, name, err);
+		if (rc == 0)
+			smv_event(SMV_EVENT_ARENA_NEW, NULL, NULL,
+				"a new arena in '%s', incarnation %s", a->dir,
+				a->leases.incarnation);
 	}
 	a->owned = rc == 0;
 	return rc;
@@ -665,7 +679,7 @@ int smv_arena_discard(const char *name, const char *state_dir, struct smv_error 
 	rc = open_dir(a, err);
 	if (rc == 0) {
 		if (faccessat(a->dir_fd, "arena", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-			smv_log_warning(
+			smv_event(SMV_EVENT_ARENA_DISCARDED, NULL, NULL,
 				"discarding the arena in '%s', and what VMs kept there", a->dir);
 		a->owned = true;
 	}

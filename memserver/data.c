@@ -104,6 +104,15 @@ static int find_usable_transport(
 	return 0;
 }
 
+void smv_data_prepare(const struct smv_addr *addr)
+{
+	const struct smv_transport *transport;
+	struct smv_error err;
+
+	if (find_usable_transport(addr, &transport, &err) == 0)
+		smv_listen_prepare(transport, addr);
+}
+
 int smv_data_listen(struct smv_data_plane *data, const struct smv_addr *addr, struct smv_error *err)
 {
 	struct door *door = &data->doors[data->nr];

@@ -12,6 +12,10 @@
 
 struct smv_data_plane;
 
+/** smv_data_prepare - said of each data address before there are leases, see smv_listen_prepare().
+ */
+void smv_data_prepare(const struct smv_addr *addr);
+
 /** smv_data_create - no listener yet. @table stays the caller's. */
 int smv_data_create(
 	struct smv_lease_table *table, struct smv_data_plane **data, struct smv_error *err);

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "memserver/extents.h"
@@ -157,6 +158,15 @@ static int find_usable(
 static int fail_memory(struct smv_error *err)
 {
 	return smv_fail(err, SMV_INTERNAL, "no-memory", NULL, "the server is out of memory");
+}
+
+/* @what: the rest of the sentence */
+static void tell(enum smv_event_kind kind, const struct lease *l, const char *what)
+{
+	char id[20];
+
+	snprintf(id, sizeof(id), "%016" PRIx64, l->id);
+	smv_event(kind, l->owner, id, "lease %s of '%s' %s", id, l->owner, what);
 }
 
 /* --- the list of leases ------------------------------------------------------------------- */
@@ -627,8 +637,7 @@ static int revive(struct smv_lease_table *t, struct lease *l, struct smv_error *
 	if (l->state == SMV_LEASE_ORPHANED) {
 		rc = change_state(t, l, SMV_LEASE_HELD, err);
 		if (rc == 0)
-			smv_log_info("lease %016" PRIx64 " of '%s' is no orphan any more", l->id,
-				l->owner);
+			tell(SMV_EVENT_LEASE_RENEWED_AGAIN, l, "is no orphan any more");
 	}
 	if (rc == 0)
 		renew(l);
@@ -768,7 +777,7 @@ static int end_lease(
 
 	if (rc < 0)
 		return rc;
-	smv_log_info("lease %016" PRIx64 " of '%s' %s", l->id, l->owner, why);
+	tell(SMV_EVENT_LEASE_ENDED, l, why);
 	close_older(l, UINT64_MAX);
 	pthread_mutex_unlock(&t->lock);
 	deregister(l);
@@ -922,12 +931,14 @@ static void expire(struct smv_lease_table *t, struct lease *l)
  * by itself. */
 static void orphan(struct smv_lease_table *t, struct lease *l)
 {
+	char what[200];
 	struct smv_error err;
 
-	smv_log_warning("lease %016" PRIx64 " of '%s' is orphaned: nobody has renewed it for "
-			"%llu s. It is kept until its owner comes back or releases it, or "
-			"smemvctl release --force ends it",
-		l->id, l->owner, (smv_now_ns() - l->renewed_ns) / SMV_NS_PER_S);
+	snprintf(what, sizeof(what),
+		"is orphaned: nobody has renewed it for %llu s. It is kept until its owner comes "
+		"back or releases it, or smemvctl release --force ends it",
+		(smv_now_ns() - l->renewed_ns) / SMV_NS_PER_S);
+	tell(SMV_EVENT_LEASE_ORPHANED, l, what);
 	set_state(l, SMV_LEASE_ORPHANED);
 	if (store(t, &err) < 0)
 		smv_log_warning("%s", err.message);
@@ -1191,6 +1202,9 @@ static int take_over(struct smv_lease_table *t, struct smv_error *err)
 
 	for (size_t i = 0; i < former->nr_records && rc == 0; i++)
 		rc = take_over_lease(t, &former->records[i], err);
+	/* To register them all may have taken longer than a lease lasts. */
+	for (struct lease *l = t->leases; l; l = l->next)
+		renew(l);
 	return rc == 0 && former->nr_records ? store(t, err) : rc;
 }
 

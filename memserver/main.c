@@ -6,14 +6,18 @@
 #include "common/log.h"
 #include "common/program.h"
 #include "memserver/hugepages.h"
+#include "memserver/metrics.h"
 #include "memserver/service.h"
+#include "metrics/http.h"
 
 #include <inttypes.h>
 #include <signal.h>
 #include <string.h>
 
 #define LISTEN_MAX 16
-#define RPC_WORKERS 4
+/* To register a large lease or to fence takes a call seconds, and leases must be renewed meanwhile.
+ */
+#define RPC_WORKERS 16
 #define SHUTDOWN_GRACE_MS 2000
 #define ORPHAN_AFTER_MAX_S 86400
 
@@ -26,6 +30,8 @@ struct options {
 	size_t nr_listen;
 	struct smv_addr data[SMV_DATA_LISTENERS_MAX];
 	size_t nr_data;
+	struct smv_addr metrics;
+	bool has_metrics;
 	uint32_t orphan_after_ms;
 	bool discard;
 	bool insecure;
@@ -37,7 +43,9 @@ struct daemon {
 	struct smv_data_plane *data;
 	struct smv_rpc_server *rpc;
 	struct smv_mem_server service;
-	char control[1000]; /* real control addresses, for the ready line */
+	struct smv_metrics_server *metrics;
+	struct smv_addr metrics_addr; /* the real one */
+	char control[1000];           /* real control addresses, for the ready line */
 };
 
 enum {
@@ -49,6 +57,7 @@ enum {
 	OPT_STATE_DIR,
 	OPT_ORPHAN_AFTER,
 	OPT_DISCARD,
+	OPT_METRICS,
 	OPT_INSECURE
 };
 
@@ -66,6 +75,8 @@ static const struct argp_option option_table[] = {
 		"seconds without a renewal until a held lease is called orphaned (default 60)", 0},
 	{"discard", OPT_DISCARD, NULL, 0,
 		"first throw away leases of a former memserverd, with the data of their VMs", 0},
+	{"metrics", OPT_METRICS, "HOST:PORT", 0,
+		"answer GET /metrics there, for Prometheus (default: nowhere)", 0},
 	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
 	{0},
 };
@@ -137,6 +148,8 @@ static void check_complete(const struct options *o, struct argp_state *state)
 	for (size_t i = 0; i < o->nr_data; i++)
 		if (smv_insecure_check(&o->data[i], o->insecure, &err) < 0)
 			usage_error(state, &err);
+	if (o->has_metrics && smv_insecure_check(&o->metrics, o->insecure, &err) < 0)
+		usage_error(state, &err);
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -170,6 +183,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case OPT_DISCARD:
 		o->discard = true;
+		return 0;
+	case OPT_METRICS:
+		if (smv_metrics_addr_parse(arg, &o->metrics, &err) < 0)
+			usage_error(state, &err);
+		o->has_metrics = true;
 		return 0;
 	case OPT_INSECURE:
 		o->insecure = true;
@@ -240,9 +258,18 @@ static int start_rpc(struct daemon *d, const struct options *o, struct smv_error
 				 strerror(-rc));
 }
 
+/* Beside the control server, of whose service it tells. */
+static int start_metrics(struct daemon *d, const struct options *o, struct smv_error *err)
+{
+	return o->has_metrics ? smv_metrics_serve(&o->metrics, smv_mem_server_collect, &d->service,
+					&d->metrics, &d->metrics_addr, err)
+			      : 0;
+}
+
 static void log_ready(const struct daemon *d, const struct options *o)
 {
 	char size[32], page[32], huge[64] = "", data[1000] = "";
+	char metrics[SMV_ADDR_MAX + 20] = "", text[SMV_ADDR_MAX];
 	size_t nr, len = 0;
 	const char *const *addresses = smv_data_addresses(d->data, &nr);
 
@@ -253,8 +280,12 @@ static void log_ready(const struct daemon *d, const struct options *o)
 			smv_format_size(o->hugepage_bytes, page, sizeof(page)));
 	else
 		smv_host_warn_of_swap(); /* huge pages are never swapped */
-	smv_log_info("ready: %s lends %s%s; control%s, data%s", o->name,
-		smv_format_size(o->memory_bytes, size, sizeof(size)), huge, d->control, data);
+	if (o->has_metrics)
+		snprintf(metrics, sizeof(metrics), ", metrics %s",
+			smv_addr_format(&d->metrics_addr, text, sizeof(text)));
+	smv_log_info("ready: %s lends %s%s; control%s, data%s%s", o->name,
+		smv_format_size(o->memory_bytes, size, sizeof(size)), huge, d->control, data,
+		metrics);
 }
 
 /* A lease that was taken over must be reached by its transport. */
@@ -291,13 +322,17 @@ static int start(struct daemon *d, const struct options *o, struct smv_error *er
 	if (rc == 0)
 		rc = smv_arena_create(
 			o->name, o->state_dir, o->memory_bytes, o->hugepage_bytes, &d->arena, err);
+	for (size_t i = 0; i < o->nr_data && rc == 0; i++)
+		smv_data_prepare(&o->data[i]);
 	if (rc == 0)
 		rc = smv_lease_table_create(d->arena, o->orphan_after_ms, &d->table, err);
 	if (rc == 0)
 		rc = start_data(d, o, err);
 	if (rc == 0)
 		rc = check_leases(d, err);
-	return rc == 0 ? start_rpc(d, o, err) : rc;
+	if (rc == 0)
+		rc = start_rpc(d, o, err);
+	return rc == 0 ? start_metrics(d, o, err) : rc;
 }
 
 /* No lease is made any more, nor ends by itself: first, because the RPC server waits for calls that
@@ -309,6 +344,7 @@ static void stop(struct daemon *d)
 		smv_lease_table_stop(d->table);
 	if (d->rpc)
 		smv_rpc_server_destroy(d->rpc, SHUTDOWN_GRACE_MS);
+	smv_metrics_server_destroy(d->metrics);
 	smv_data_destroy(d->data);
 	smv_lease_table_destroy(d->table);
 	smv_arena_destroy(d->arena);

@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/hex.h"
+#include "rpc/events.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -22,12 +23,11 @@ static int fail_memory(struct smv_error *err)
 
 static int parse_id(const char *text, uint64_t *id, struct smv_error *err)
 {
-	if (!smv_is_hex(text, 16))
-		return smv_fail(err, SMV_INVALID, "bad-lease-id",
-			"The id is what CreateLease answered.",
-			"a lease id has 16 hexadecimal digits (0-9, a-f)");
 	*id = strtoull(text, NULL, 16);
-	return 0;
+	if (smv_is_hex(text, 16))
+		return 0;
+	return smv_fail(err, SMV_INVALID, "bad-lease-id", "The id is what CreateLease answered.",
+		"a lease id has 16 hexadecimal digits (0-9, a-f)");
 }
 
 /* --- answers ------------------------------------------------------------------------------ */
@@ -292,6 +292,7 @@ static const struct smv_rpc_method methods[] = {
 	{"HoldLease", hold_lease},
 	{"FenceLease", fence_lease},
 	{"ReleaseLease", release_lease},
+	{"ListEvents", smv_rpc_list_events},
 	{0},
 };
 
