@@ -13,6 +13,10 @@
  * - pflash (UEFI) has its own memory; the variables are written from there.
  * - aio=io_uring without cache.direct: the kernel's workers copy in QEMU's address space, their
  *   faults are QEMU's. Registered buffers would be pinned: see check_io_uring().
+ * - virtio-balloon reads addresses of pages from guest RAM. What it punches out of the RAM, for
+ *   free-page reporting, too, is recorded where a pager serves the VM, because it goes through the
+ *   shim (vmm/shim_discards.h); at a source holes are looked for in the end. Of its hints
+ *   (free-page-hint) QEMU makes use while it migrates: see refused_properties.
  * - pvpanic, watchdogs, vmcoreinfo, vmgenid: a few bytes, copied.
  */
 #include "vmm/allow_list.h"
@@ -77,11 +81,11 @@ static const char *const allowed_types[] = {
 	"usb-serial", "usb-braille", "usb-audio", "usb-net", "usb-ccid", "ccid-card-emulated",
 	"ccid-card-passthru",
 	/* others */
-	"virtio-mmio", "virtio-rng-*", "virtio-crypto-*", "cryptodev-backend",
-	"cryptodev-backend-builtin", "rng-random", "rng-builtin", "rng-egd", "iothread",
-	"main-loop", "thread-context", "secret", "secret_keyring", "tls-creds*",
-	"tls-cipher-suites", "throttle-group", "dbus-vmstate", "authz-*", "memory-backend-file",
-	"memory-backend-memfd"};
+	"virtio-mmio", "virtio-balloon-pci*", "virtio-balloon-device", "virtio-rng-*",
+	"virtio-crypto-*", "cryptodev-backend", "cryptodev-backend-builtin", "rng-random",
+	"rng-builtin", "rng-egd", "iothread", "main-loop", "thread-context", "secret",
+	"secret_keyring", "tls-creds*", "tls-cipher-suites", "throttle-group", "dbus-vmstate",
+	"authz-*", "memory-backend-file", "memory-backend-memfd"};
 
 struct refusal {
 	const char *pattern;
@@ -122,9 +126,6 @@ static const struct refusal refused_types[] = {
 		"Use cryptodev-backend-builtin."},
 	{"ivshmem*", DEVICE, "it shares memory with other VMs or processes",
 		"Use a socket: virtserialport, or the network."},
-	{"virtio-balloon*", DEVICE,
-		"pages that it discards (free-page-reporting included) are not tracked yet",
-		"Remove it; the guest keeps the memory that it has then."},
 	{"hv-balloon", DEVICE, "pages that it discards are not tracked yet",
 		"Remove it; the guest keeps the memory that it has then."},
 	{"virtio-mem*", DEVICE, "memory that it unplugs is not tracked yet",
@@ -160,6 +161,9 @@ static const struct {
 } refused_properties[] = {
 	{"virtio-blk-device", "scsi", "SG_IO does DMA to guest RAM", "Start the VM with scsi=off."},
 	{"virtio-gpu-device", "blob", "udmabuf pins guest RAM", "Start the VM with blob=off."},
+	{"virtio-balloon-device", "free-page-hint",
+		"QEMU takes its hints for RAM that it does not send itself here",
+		"Start the VM with free-page-hint=off; free-page-reporting=on is let through."},
 };
 
 static const char *const allowed_netdevs[] = {

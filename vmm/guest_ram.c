@@ -358,6 +358,49 @@ static int check_unlocked(struct finder *f, const struct smv_guest_ram *ram)
 		(int)f->pid);
 }
 
+static bool overlaps(const struct smv_guest_ram *ram, uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < ram->nr_blocks; i++)
+		if (start < ram->blocks[i].host_addr + ram->blocks[i].size_bytes &&
+			end > ram->blocks[i].host_addr)
+			return true;
+	return false;
+}
+
+/* The flags of proc_pid_smaps(5) for userfaultfd: um missing pages, ui pages that are not mapped,
+ * uw writes. The last alone is no more than tracking. */
+int smv_guest_ram_check_whole(const struct smv_guest_ram *ram, pid_t pid, struct smv_error *err)
+{
+	CLEANUP_FREE char *line = NULL;
+	CLEANUP_FILE FILE *file = NULL;
+	bool inside = false, any = false;
+	char path[64];
+	size_t len = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
+	file = fopen(path, "re");
+	while (file && getline(&line, &len, file) > 0) {
+		uint64_t start, end;
+
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &start, &end) == 2) {
+			inside = overlaps(ram, start, end);
+			any |= inside;
+		} else if (inside && strncmp(line, "VmFlags:", 8) == 0 &&
+			   (strstr(line, " um") || strstr(line, " ui"))) {
+			return smv_fail(err, SMV_REFUSED, "vm-is-split",
+				"A VM that was split-migrated cannot be a source yet.",
+				"faults on the RAM of QEMU (process %d) are served by userfaultfd: "
+				"it is a VM that is split",
+				(int)pid);
+		}
+	}
+	if (file && any && !ferror(file))
+		return 0;
+	return smv_fail(err, SMV_PERMISSION, "proc",
+		"Run as root or as the user of QEMU, on the host of QEMU.",
+		"cannot find guest RAM in %s", path);
+}
+
 static int find(struct finder *f, struct smv_guest_ram *ram)
 {
 	CLEANUP_JSON json_t *list = NULL;

@@ -16,13 +16,13 @@
 #define SMV_RAM_BLOCKS_MAX 16
 
 struct smv_ram_block {
-	char id[128];        /* idstr */
+	char id[128]; /* idstr */
 	uint64_t size_bytes;
 	uint32_t page_size;
 	uint64_t first_page; /* VM-wide number of its first page */
 	uint64_t nr_pages;
-	uint64_t host_addr;  /* where QEMU maps it, in QEMU's address space */
-	int fd;              /* the file, opened by us for reading and writing */
+	uint64_t host_addr;   /* where QEMU maps it, in QEMU's address space */
+	int fd;               /* the file, opened by us for reading and writing */
 	uint64_t file_offset; /* of the block in the file */
 };
 
@@ -38,16 +38,21 @@ struct smv_guest_ram {
  *
  * Refused (SMV_REFUSED, with what to change): RAM that is not a shared file (memory-backend-file or
  * -memfd with share=on), hugetlb pages, a block that is mapped more than once, RAM beside the file
- * blocks (base memory and plugged memory must be covered by them), locked memory. Opens the files through
- * /proc/PID/fd, so their paths need not exist here.
+ * blocks (base memory and plugged memory must be covered by them), locked memory. Opens the files
+ * through /proc/PID/fd, so their paths need not exist here.
  */
-int smv_guest_ram_find(struct smv_qmp *qmp, pid_t pid, struct smv_guest_ram *ram,
-	struct smv_error *err);
+int smv_guest_ram_find(
+	struct smv_qmp *qmp, pid_t pid, struct smv_guest_ram *ram, struct smv_error *err);
 void smv_guest_ram_release(struct smv_guest_ram *ram);
 
+/** smv_guest_ram_check_whole - that somebody serves faults on this RAM by userfaultfd, as
+ * smemv-pagerd does for a VM that is split, is refused (SMV_REFUSED, "vm-is-split"): its holes are
+ * no zeros. Walks the page tables of process @pid. */
+int smv_guest_ram_check_whole(const struct smv_guest_ram *ram, pid_t pid, struct smv_error *err);
+
 /** smv_guest_ram_block_of - the block that holds VM page @page (which must exist). */
-static inline const struct smv_ram_block *smv_guest_ram_block_of(const struct smv_guest_ram *ram,
-	uint64_t page)
+static inline const struct smv_ram_block *smv_guest_ram_block_of(
+	const struct smv_guest_ram *ram, uint64_t page)
 {
 	unsigned int i = 0;
 

@@ -112,6 +112,10 @@ static int read_object(struct smv_qmp *qmp, uint64_t deadline, json_t **object)
 	}
 	len = (size_t)(end - qmp->buf);
 	*object = json_loadb(qmp->buf, len, 0, NULL);
+	/* Numbers from 2^63 on, as in the event of a Windows guest that crashed, are no integers of
+	 * jansson's. */
+	if (!*object)
+		*object = json_loadb(qmp->buf, len, JSON_DECODE_INT_AS_REAL, NULL);
 	qmp->used -= len + 1;
 	qmp->scanned = 0;
 	memmove(qmp->buf, end + 1, qmp->used);

@@ -2,11 +2,14 @@
 /*
  * The shim: loaded into QEMU by LD_PRELOAD, because the ioctls of a userfaultfd act on the mm that
  * created it, and because only the process itself can drop its page-table entries. A helper thread
- * serves the requests of shim_proto.h; QEMU does not know of it.
+ * serves the requests of shim_proto.h; QEMU does not know of it. shim_discards.c takes over what
+ * QEMU punches out of its RAM.
  *
  * It is a guest in a foreign process: libc only, nothing on standard output, nothing allocated, no
  * exit, and when something fails QEMU goes on without it.
  */
+#include "vmm/pass_fd.h"
+#include "vmm/shim_discards.h"
 #include "vmm/shim_proto.h"
 
 #include <dlfcn.h>
@@ -71,25 +74,10 @@ static int uffd_create(void)
 static int reply_send(int client, int status, int64_t value, int passed_fd)
 {
 	struct smv_shim_reply reply = {.status = status, .value = value};
-	struct iovec iov = {&reply, sizeof(reply)};
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	ssize_t n =
+		smv_send_fd(client, &reply, sizeof(reply), passed_fd, MSG_NOSIGNAL | MSG_DONTWAIT);
 
-	if (passed_fd >= 0) {
-		struct cmsghdr *cmsg;
-
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = sizeof(control.bytes);
-		cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &passed_fd, sizeof(int));
-	}
-	return sendmsg(client, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+	return n < 0 ? -errno : 0;
 }
 
 static void uffd_drop(void)
@@ -132,17 +120,27 @@ static int zap(void)
 	return 0;
 }
 
-/* One request; a negative return drops the client. */
-static int serve(int client)
+static int take_discards(int *passed_fd)
 {
-	ssize_t n = recv(client, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC);
+	if ((request.nr_files > 0) != (*passed_fd >= 0))
+		return -EINVAL;
+	shim_discards_take(*passed_fd, request.files, request.nr_files);
+	*passed_fd = -1;
+	return 0;
+}
+
+static bool is_whole(ssize_t n)
+{
 	const size_t header = offsetof(struct smv_shim_request, ranges);
 
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	if ((size_t)n < header || request.nr_ranges > SMV_SHIM_MAX_RANGES ||
-		(size_t)n != header + request.nr_ranges * sizeof(request.ranges[0]))
-		return -EPROTO; /* also the end of the connection: n == 0 */
+	return n >= 0 && (size_t)n >= header && request.nr_ranges <= SMV_SHIM_MAX_RANGES &&
+	       request.nr_files <= SMV_SHIM_MAX_FILES && !(request.nr_ranges && request.nr_files) &&
+	       (size_t)n == header + request.nr_ranges * sizeof(request.ranges[0]) +
+				    request.nr_files * sizeof(request.files[0]);
+}
+
+static int answer(int client, int *passed_fd)
+{
 	if (request.version != SMV_SHIM_VERSION)
 		return reply_send(client, -EPROTONOSUPPORT, SMV_SHIM_VERSION, -1);
 	switch (request.op) {
@@ -152,12 +150,30 @@ static int serve(int client)
 		return serve_get_uffd(client);
 	case SMV_SHIM_CLOSE_UFFD:
 		uffd_drop();
+		shim_discards_take(-1, NULL, 0);
 		return reply_send(client, 0, 0, -1);
 	case SMV_SHIM_ZAP:
 		return reply_send(client, zap(), 0, -1);
+	case SMV_SHIM_TAKE_DISCARDS:
+		return reply_send(client, take_discards(passed_fd), 0, -1);
 	default:
 		return reply_send(client, -EOPNOTSUPP, 0, -1);
 	}
+}
+
+/* One request; a negative return drops the client. */
+static int serve(int client)
+{
+	int passed_fd = -1, r;
+	ssize_t n = smv_receive_fd(client, &request, sizeof(request), &passed_fd, MSG_DONTWAIT);
+
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	/* Also the end of the connection: n == 0. */
+	r = is_whole(n) ? answer(client, &passed_fd) : -EPROTO;
+	if (passed_fd >= 0)
+		close(passed_fd);
+	return r;
 }
 
 static bool may_use(int client)

@@ -2,7 +2,9 @@
 #include "vmm/shim_client.h"
 
 #include "common/cleanup.h"
+#include "vmm/pass_fd.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,25 +20,12 @@ struct smv_shim {
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 };
 
-/* The fd that came with a message, or -1; surplus ones are not expected and closed by nobody else.
- */
-static int passed_fd_of(struct msghdr *msg)
-{
-	int fd = -1;
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-			c->cmsg_len == CMSG_LEN(sizeof(int)))
-			memcpy(&fd, CMSG_DATA(c), sizeof(int));
-	return fd;
-}
-
-static int send_all(int fd, const void *data, size_t len)
+static int send_all(int fd, const void *data, size_t len, int pass_fd)
 {
 	ssize_t n;
 
 	do
-		n = send(fd, data, len, MSG_NOSIGNAL);
+		n = smv_send_fd(fd, data, len, pass_fd, MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return errno == EAGAIN ? -ETIMEDOUT : -errno;
@@ -45,27 +34,17 @@ static int send_all(int fd, const void *data, size_t len)
 
 static int receive(int fd, struct smv_shim_reply *reply, int *passed_fd)
 {
-	struct iovec iov = {reply, sizeof(*reply)};
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct msghdr msg = {.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.bytes,
-		.msg_controllen = sizeof(control.bytes)};
 	CLEANUP_CLOSE int passed = -1;
 	ssize_t n;
 
 	do
-		n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+		n = smv_receive_fd(fd, reply, sizeof(*reply), &passed, 0);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return errno == EAGAIN ? -ETIMEDOUT : -errno;
-	passed = passed_fd_of(&msg);
 	if (n == 0)
 		return -ECONNRESET;
-	if ((size_t)n != sizeof(*reply) || msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
+	if ((size_t)n != sizeof(*reply))
 		return -EPROTO;
 	if (passed_fd)
 		*passed_fd = smv_take_fd(&passed);
@@ -76,18 +55,19 @@ static int dial(const char *path, struct smv_error *err);
 
 /* One request and its reply; 0, the shim's -errno, or that of the connection. After a failure the
  * next call connects anew: a QEMU that was stopped for a while is not lost for good. */
-static int call(struct smv_shim *shim, const struct smv_shim_request *request,
+static int call(struct smv_shim *shim, const struct smv_shim_request *request, int pass_fd,
 	struct smv_shim_reply *reply, int *passed_fd)
 {
 	size_t len = offsetof(struct smv_shim_request, ranges) +
-		     request->nr_ranges * sizeof(request->ranges[0]);
+		     request->nr_ranges * sizeof(request->ranges[0]) +
+		     request->nr_files * sizeof(request->files[0]);
 	int r;
 
 	if (shim->fd < 0)
 		shim->fd = dial(shim->path, NULL);
 	if (shim->fd < 0)
 		return shim->fd;
-	r = send_all(shim->fd, request, len);
+	r = send_all(shim->fd, request, len, pass_fd);
 	if (!r)
 		r = receive(shim->fd, reply, passed_fd);
 	if (r < 0) {
@@ -104,7 +84,7 @@ static int simple_call(
 {
 	struct smv_shim_request request = {.version = SMV_SHIM_VERSION, .op = op};
 
-	return call(shim, &request, reply, passed_fd);
+	return call(shim, &request, -1, reply, passed_fd);
 }
 
 static int dial(const char *path, struct smv_error *err)
@@ -212,11 +192,45 @@ int smv_shim_zap(struct smv_shim *shim, const struct smv_shim_range *ranges, siz
 
 		request.nr_ranges = (uint32_t)n;
 		memcpy(request.ranges, ranges, n * sizeof(*ranges));
-		r = call(shim, &request, &reply, NULL);
+		r = call(shim, &request, -1, &reply, NULL);
 		if (r < 0)
 			return r;
 		ranges += n;
 		nr_ranges -= n;
 	}
 	return 0;
+}
+
+int smv_shim_take_discards(struct smv_shim *shim, const struct smv_shim_file *files,
+	size_t nr_files, int *fd, struct smv_error *err)
+{
+	struct smv_shim_request request = {
+		.version = SMV_SHIM_VERSION, .op = SMV_SHIM_TAKE_DISCARDS};
+	CLEANUP_CLOSE int ours = -1;
+	CLEANUP_CLOSE int theirs = -1;
+	struct smv_shim_reply reply;
+	int ends[2], r = 0;
+
+	assert(nr_files > 0 && nr_files <= SMV_SHIM_MAX_FILES);
+	request.nr_files = (uint32_t)nr_files;
+	memcpy(request.files, files, nr_files * sizeof(*files));
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+		r = -errno;
+	else
+		ours = ends[0], theirs = ends[1];
+	if (r == 0)
+		r = call(shim, &request, theirs, &reply, NULL);
+	if (r < 0)
+		return smv_fail(err, smv_code_from_errno(r), "discards", NULL,
+			"the shim at '%s' does not hand over what QEMU discards: %s", shim->path,
+			strerror(-r));
+	*fd = smv_take_fd(&ours);
+	return 0;
+}
+
+int smv_shim_give_back_discards(struct smv_shim *shim)
+{
+	struct smv_shim_reply reply;
+
+	return simple_call(shim, SMV_SHIM_TAKE_DISCARDS, &reply, NULL);
 }

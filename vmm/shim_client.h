@@ -24,4 +24,16 @@ int smv_shim_close_uffd(struct smv_shim *shim);
 /** smv_shim_zap - drop the page-table entries of ranges of QEMU's address space. */
 int smv_shim_zap(struct smv_shim *shim, const struct smv_shim_range *ranges, size_t nr_ranges);
 
+/**
+ * smv_shim_take_discards - what QEMU punches out of these files is asked for at @fd, as struct
+ * smv_shim_discard; its threads wait for the answers. The caller closes @fd.
+ *
+ * When @fd is closed, also by the end of the process, they wait until somebody else takes the
+ * discards or gives them back.
+ */
+int smv_shim_take_discards(struct smv_shim *shim, const struct smv_shim_file *files,
+	size_t nr_files, int *fd, struct smv_error *err);
+/** smv_shim_give_back_discards - QEMU punches by itself again; threads of it that wait do, too. */
+int smv_shim_give_back_discards(struct smv_shim *shim);
+
 #endif
