@@ -68,6 +68,15 @@ int smv_backing_spread(struct smv_backing *backing, uint64_t run)
 	return 0;
 }
 
+unsigned int smv_backing_first_of(const struct smv_backing *backing, unsigned int h)
+{
+	unsigned int first = 0;
+
+	while (strcmp(backing->sub_hosts[first].address, backing->sub_hosts[h].address) != 0)
+		first++;
+	return first;
+}
+
 void smv_backing_free(struct smv_backing *backing)
 {
 	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)

@@ -82,6 +82,10 @@ int smv_backing_add_extents(struct smv_backing *backing, unsigned int sub_host,
 /** smv_backing_free - frees what hangs in it, not the struct. */
 void smv_backing_free(struct smv_backing *backing);
 
+/** smv_backing_first_of - a sub-host stands in the backing once for each lease on it: the first
+ * index of the one that @h is. */
+unsigned int smv_backing_first_of(const struct smv_backing *backing, unsigned int h);
+
 struct smv_slot_place {
 	unsigned int sub_host;
 	unsigned int segment;

@@ -10,6 +10,9 @@
  * Eviction: INACTIVE -> OUT under the page's lock; from then on the fault thread maps it for
  * nobody, and nobody has it mapped: its content is frozen. Read the dirty markers, write what is
  * dirty, wait for the acknowledgements, and then only punch the local copies out.
+ *
+ * A sub-host that lost its memory (client/loss.h) gets nothing more: its extents are closed, and
+ * what a page has there counts as nothing.
  */
 #include "client/pager_internal.h"
 
@@ -49,7 +52,8 @@ struct evictor {
 	uint64_t reclaim_hand; /* page */
 	struct victim batch[SMV_EVICT_BATCH];
 	unsigned int nr_batch;
-	bool in_trouble; /* told so */
+	bool in_trouble;              /* told so */
+	bool lost[SMV_SUB_HOSTS_MAX]; /* sub-hosts whose extents are closed */
 };
 
 static uint64_t range_first(uint64_t range)
@@ -184,13 +188,21 @@ static bool reclaim_slots(struct evictor *e)
 		uint64_t page = e->reclaim_hand;
 		smv_page_word word;
 
+		/* A range of a large VM mostly has none that is here. */
+		if (e->p->range_local[page / SMV_EXTENT_PAGES] == 0) {
+			page = range_end(e->p, page / SMV_EXTENT_PAGES);
+			i += page - e->reclaim_hand - 1;
+			e->reclaim_hand = page % map->nr_pages;
+			continue;
+		}
 		e->reclaim_hand = (page + 1) % map->nr_pages;
 		if (smv_word_state(smv_pagemap_get(map, page)) != SMV_PAGE_LOCAL)
 			continue;
 		smv_pagemap_lock(map, page);
 		word = smv_pagemap_get(map, page);
 		if (smv_word_state(word) == SMV_PAGE_LOCAL &&
-			smv_word_slot(word) != SMV_SLOT_NONE) {
+			smv_word_slot(word) != SMV_SLOT_NONE &&
+			!smv_slots_is_closed(e->p->c.slots, smv_word_slot(word))) {
 			smv_slots_free(e->p->c.slots, smv_word_slot(word));
 			smv_pagemap_set(map, page,
 				smv_word_with_slot(word & ~SMV_WORD_REMOTE_VALID, SMV_SLOT_NONE));
@@ -199,6 +211,30 @@ static bool reclaim_slots(struct evictor *e)
 		smv_pagemap_unlock(map, page);
 	}
 	return freed > 0;
+}
+
+/* Its sub-host lost what is in it. The fault thread may note a waiter meanwhile. */
+static void give_up_slot(struct evictor *e, struct victim *v)
+{
+	struct smv_pagemap *map = e->p->c.map;
+	uint64_t slot = smv_word_slot(v->word);
+	smv_page_word now;
+
+	v->word = smv_word_with_slot(v->word & ~SMV_WORD_REMOTE_VALID, SMV_SLOT_NONE);
+	smv_pagemap_lock(map, v->page);
+	now = smv_pagemap_get(map, v->page);
+	smv_pagemap_set(
+		map, v->page, smv_word_with_slot(now & ~SMV_WORD_REMOTE_VALID, SMV_SLOT_NONE));
+	smv_pagemap_unlock(map, v->page);
+	smv_slots_free(e->p->c.slots, slot);
+}
+
+static bool slot_is_lost(const struct evictor *e, const struct victim *v)
+{
+	uint64_t slot = smv_word_slot(v->word);
+
+	return slot != SMV_SLOT_NONE && smv_slots_is_closed(e->p->c.slots, slot) &&
+	       !smv_fault_point("evict-keep-lost-slot");
 }
 
 /* Which victims need a write. Their PTEs are gone and cannot come back while they are OUT, so the
@@ -217,6 +253,8 @@ static void find_dirty(struct evictor *e)
 	for (unsigned int i = 0; i < e->nr_batch; i++) {
 		struct victim *v = &e->batch[i];
 
+		if (slot_is_lost(e, v))
+			give_up_slot(e, v);
 		v->slot = smv_word_slot(v->word);
 		v->checksum = smv_word_checksum(v->word);
 		v->clean = known && (v->word & SMV_WORD_REMOTE_VALID) &&
@@ -384,7 +422,7 @@ static void settle(struct evictor *e)
 	}
 }
 
-static bool punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages)
+bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages)
 {
 	struct smv_page_at at = smv_page_at(p, page);
 	off_t len = (off_t)(nr_pages * SMV_PAGE_SIZE), data;
@@ -435,9 +473,9 @@ static void punch_and_finish(struct evictor *e)
 			smv_guest_ram_block_of(p->c.ram, v[n].page) ==
 				smv_guest_ram_block_of(p->c.ram, v->page))
 			n++;
-		hole = punch(p, v->page, n);
+		hole = smv_pager_punch(p, v->page, n);
 		for (unsigned int k = 0; k < n; k++) {
-			if (hole || punch(p, v[k].page, 1)) {
+			if (hole || smv_pager_punch(p, v[k].page, 1)) {
 				finish(e, &v[k]);
 				freed++;
 				continue;
@@ -464,6 +502,7 @@ static int evict_batch(struct evictor *e)
 		keep_all(e);
 		return r;
 	}
+	(void)smv_fault_point("evict-written");
 	settle(e);
 	punch_and_finish(e);
 	return 0;
@@ -471,28 +510,55 @@ static int evict_batch(struct evictor *e)
 
 static void complain(struct evictor *e, int r)
 {
+	enum smv_trouble kind = r == -ENOSPC ? SMV_TROUBLE_ROOM : SMV_TROUBLE_EVICTION;
 	struct smv_error why = {0};
 	char text[200];
 
 	if (r == -ENOSPC)
-		snprintf(text, sizeof(text), "no slot is free on the sub-hosts");
+		snprintf(text, sizeof(text), "no slot is free on the sub-hosts%s",
+			memchr(e->lost, true, sizeof(e->lost)) ? " that have their memory" : "");
 	else if (smv_remote_mend(e->p->evict_remote, &why))
 		snprintf(text, sizeof(text), "%.190s", why.message);
 	else
 		return;
-	smv_pager_set_trouble(e->p, SMV_TROUBLE_EVICTION, text);
+	smv_pager_set_trouble(e->p, kind, text);
 	e->in_trouble = true;
+}
+
+/* Look before a page is given up for the sake of a copy: to evict clean pages needs no connection,
+ * so it would not tell that one has died. */
+static void heed_losses(struct evictor *e)
+{
+	struct smv_pager *p = e->p;
+	struct smv_remote_completion none;
+	bool changed = false;
+
+	smv_remote_poll(p->evict_remote, &none, 1);
+	smv_remote_mend(p->evict_remote, NULL);
+	smv_pager_note_losses(p, p->evict_remote, SMV_EVICTOR);
+	for (unsigned int h = 0; h < p->c.backing->nr_sub_hosts; h++) {
+		bool lost = smv_pager_has_lost(p, h);
+
+		changed |= lost != e->lost[h];
+		e->lost[h] = lost;
+	}
+	if (!changed)
+		return;
+	for (uint64_t x = 0; x < p->c.backing->nr_extents; x++)
+		smv_slots_close(p->c.slots, x, e->lost[p->c.backing->extents[x].sub_host]);
+	smv_pager_tell_losses(p);
 }
 
 /* Bring the free frames up to the high watermark. */
 static void make_room(struct evictor *e)
 {
 	struct smv_pager *p = e->p;
-	int64_t want_inactive = (int64_t)p->c.budget_pages / 10;
 
 	while (!atomic_load(&p->stop) && atomic_load(&p->frames_free) < p->frames_high) {
+		int64_t want_inactive = (int64_t)atomic_load(&p->budget_pages) / 10;
 		int r;
 
+		heed_losses(e);
 		while (atomic_load(&p->nr_inactive) < want_inactive && sweep(e))
 			;
 		choose_victims(e);
@@ -508,6 +574,7 @@ static void make_room(struct evictor *e)
 		} else if (e->in_trouble) {
 			e->in_trouble = false;
 			smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION, "");
+			smv_pager_set_trouble(p, SMV_TROUBLE_ROOM, "");
 		}
 	}
 }
@@ -535,6 +602,7 @@ void *smv_evict_thread(void *arg)
 		smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION, "out of memory: nothing is evicted");
 	while (e.fifo && e.queued && !atomic_load(&p->stop)) {
 		sleep_until_low(&e);
+		heed_losses(&e);
 		if (atomic_load(&p->frames_free) < p->frames_low)
 			make_room(&e);
 	}

@@ -9,6 +9,8 @@
 
 #include "client/uffd.h"
 #include "common/clock.h"
+#include "common/events.h"
+#include "common/fault_point.h"
 #include "common/log.h"
 
 #include <errno.h>
@@ -17,6 +19,9 @@
 #include <unistd.h>
 
 #define RETRY_MS 50
+#define WATCH_NS (25 * SMV_NS_PER_MS) /* how often it looks whether a fault waits for long */
+#define WATCH_MS 100                  /* the same while it has nothing else to do */
+#define MAX_HELD 64
 
 /* A fault that waits for a thread of the VM: one message, or a read that it caused. */
 struct fault {
@@ -34,10 +39,16 @@ struct worker {
 	unsigned int nr_idle;
 	struct fault *deferred;
 	size_t nr_deferred, max_deferred;
-	uint64_t retry_at_ns;
+	struct fault held[MAX_HELD]; /* whose pages the evictor has; if there are more: the first */
+	size_t nr_held;
+	uint64_t lost_since_ns; /* when a thread began to wait for ever; 0: none does */
+	uint64_t now_ns;        /* at the last look for messages */
+	uint64_t watch_at_ns;
+	bool stalled; /* some fault waits for long */
+	uint64_t retry_at_ns, mend_at_ns;
 	bool server_down;
 	bool server_lost;
-	uint64_t nr_lost_logged;
+	bool some_lost; /* in the sense of smv_remote_lost() */
 };
 
 enum outcome { DONE, DEFER };
@@ -68,8 +79,75 @@ static void frame_return(struct smv_pager *p)
 	atomic_fetch_add(&p->frames_free, 1);
 }
 
+static void waits_for_ever(struct worker *w)
+{
+	if (!w->lost_since_ns)
+		w->lost_since_ns = smv_now_ns();
+}
+
+/* A fault on a page that the evictor has, whose answer is the evictor's. @word: as it was before.
+ */
+static void hold(struct worker *w, const struct fault *f, smv_page_word word)
+{
+	for (size_t i = 0; i < w->nr_held; i++) {
+		if (w->held[i].page != f->page)
+			continue;
+		/* Without a waiter: what is noted was answered. */
+		if (!(word & SMV_WORD_WAITER))
+			w->held[i].since_ns = f->since_ns;
+		return;
+	}
+	if (w->nr_held < MAX_HELD)
+		w->held[w->nr_held++] = *f;
+}
+
+/* "page 7, slot 9 at sub-host 10.0.0.3:7000: WHY" */
+static void describe_loss(const struct smv_pager *p, uint64_t page, smv_page_word word,
+	const char *why, char *text, size_t len)
+{
+	const struct smv_backing *b = p->c.backing;
+	uint64_t slot = smv_word_slot(word);
+	size_t n = (size_t)snprintf(text, len, "page %lu", page);
+
+	if (slot != SMV_SLOT_NONE)
+		n += (size_t)snprintf(text + n, len - n, ", slot %lu at sub-host %.120s", slot,
+			b->sub_hosts[smv_backing_locate(b, slot).sub_host].address);
+	snprintf(text + n, len - n, ": %s", why);
+}
+
+/* A page that is LOST was touched. The caller holds its lock. */
+static void touch_lost(struct worker *w, uint64_t page, smv_page_word word, const char *why)
+{
+	struct smv_pager *p = w->p;
+	int r;
+
+	switch (p->c.loss_policy) {
+	case SMV_LOSS_STALL:
+		waits_for_ever(w);
+		break;
+	case SMV_LOSS_POISON:
+		r = smv_uffd_poison(p->c.uffd, smv_page_at(p, page).addr);
+		if (r == -EEXIST)
+			wake(w, page);
+		else if (r < 0 && r != -ESRCH) {
+			waits_for_ever(w);
+			smv_log_error("VM '%s': cannot poison page %lu, its threads wait: %s",
+				p->c.name, page, strerror(-r));
+		}
+		break;
+	case SMV_LOSS_KILL:
+		pthread_mutex_lock(&p->trouble_lock);
+		if (!p->fatal[0])
+			describe_loss(p, page, word, why, p->fatal, sizeof(p->fatal));
+		pthread_mutex_unlock(&p->trouble_lock);
+		break;
+	}
+}
+
 static void lose(struct worker *w, uint64_t page, smv_page_word word, const char *why)
 {
+	char text[400];
+
 	if (smv_word_state(word) == SMV_PAGE_LOCAL) {
 		atomic_fetch_sub(&w->p->range_local[page / SMV_EXTENT_PAGES], 1);
 		if (smv_word_activity(word) == SMV_PAGE_INACTIVE)
@@ -77,26 +155,52 @@ static void lose(struct worker *w, uint64_t page, smv_page_word word, const char
 		frame_return(w->p);
 	}
 	smv_pagemap_set(w->p->c.map, page, smv_word_with_state(word, SMV_PAGE_LOST));
-	if (w->nr_lost_logged++ < 100)
-		smv_log_error(
-			"VM '%s': page %lu is LOST: %s; its threads wait", w->p->c.name, page, why);
-	smv_pager_set_trouble(
-		w->p, SMV_TROUBLE_LOST, "a page is lost; threads that touch it wait for ever");
+	describe_loss(w->p, page, word, why, text, sizeof(text));
+	smv_event(SMV_EVENT_PAGE_LOST, w->p->c.name, NULL, "VM '%s': LOST: %s; loss policy: %s",
+		w->p->c.name, text, smv_loss_policy_name(w->p->c.loss_policy));
+	smv_pager_tell_lost_page(w->p);
+	touch_lost(w, page, word, why);
 }
 
-/* The page is in the file and has no PTE: map it. The caller holds its lock. */
+/* The page's only copy is at a sub-host that lost it, for good as far as can be told. */
+static bool is_gone(const struct worker *w, smv_page_word word)
+{
+	const struct smv_pager_config *c = &w->p->c;
+
+	return w->some_lost && c->loss_policy != SMV_LOSS_STALL &&
+	       smv_remote_lost(w->p->fault_remote,
+		       smv_backing_locate(c->backing, smv_word_slot(word)).sub_host,
+		       smv_fault_point("loss-unconfirmed") ? 0 : c->loss_confirm_ms);
+}
+
+/*
+ * Whether a page that is mapped again is to be protected: only if its marker says so. Without one
+ * it was written since it was last saved, and protecting it now would make it look clean.
+ *
+ * A marker stands still until we map the page. The bit of a page that is mapped does not: this
+ * message is out of date, another thread's was for the same page, and before we answer the page
+ * may be written and then unmapped by a sweep, without a trace.
+ */
+static bool was_protected(const struct smv_pager *p, uint64_t addr)
+{
+	uint64_t pte = 0;
+
+	smv_pagemap_read(p->c.pagemap_fd, addr, &pte, 1);
+	if (pte & SMV_PAGEMAP_PRESENT) {
+		(void)smv_fault_point("map-mapped-page");
+		return (pte & SMV_PAGEMAP_UFFD_WP) && smv_fault_point("map-mapped-protected");
+	}
+	return pte & SMV_PAGEMAP_UFFD_WP;
+}
+
+/* The page is in the file: map it. The caller holds its lock. */
 static enum outcome map_local(struct worker *w, const struct fault *f, smv_page_word word)
 {
 	struct smv_pager *p = w->p;
 	struct smv_page_at at = smv_page_at(p, f->page);
-	uint64_t pte = 0;
-	int r;
+	bool protect = !f->write && was_protected(p, at.addr);
+	int r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, protect);
 
-	/* Only a page whose marker says write-protected may be mapped so: without the marker it was
-	 * written since it was last saved, and protecting it now would make it look clean. */
-	if (!f->write)
-		smv_pagemap_read(p->c.pagemap_fd, at.addr, &pte, 1);
-	r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, pte & SMV_PAGEMAP_UFFD_WP);
 	if (r == -EFAULT) {
 		lose(w, f->page, word, "its RAM file has a hole there");
 		return DONE;
@@ -165,6 +269,10 @@ static enum outcome start_fetch(struct worker *w, const struct fault *f, smv_pag
 	uint64_t now = p->c.trace ? smv_now_ns() : 0;
 	unsigned int i;
 
+	if (is_gone(w, word)) {
+		lose(w, f->page, word, "its sub-host has lost its memory");
+		return DONE;
+	}
 	if (w->nr_idle == 0 || !frame_take(p))
 		return DEFER;
 	i = w->idle[w->nr_idle - 1];
@@ -198,9 +306,11 @@ static enum outcome handle(struct worker *w, const struct fault *f)
 	case SMV_PAGE_LOCAL:
 		outcome = map_local(w, f, word);
 		break;
-	case SMV_PAGE_FETCHING:
 	case SMV_PAGE_OUT:
 	case SMV_PAGE_SAVED:
+		hold(w, f, word);
+		/* fall through */
+	case SMV_PAGE_FETCHING:
 		/* Whoever moves the page looks at this when it is done. */
 		smv_pagemap_set(map, f->page, word | SMV_WORD_WAITER);
 		break;
@@ -210,6 +320,7 @@ static enum outcome handle(struct worker *w, const struct fault *f)
 			"the source never reported it");
 		break;
 	case SMV_PAGE_LOST:
+		touch_lost(w, f->page, word, "it was lost before");
 		break;
 	}
 	smv_pagemap_unlock(map, f->page);
@@ -268,10 +379,10 @@ static unsigned int read_messages(struct worker *w)
 	struct uffd_msg msgs[64];
 	ssize_t n = read(w->p->c.uffd, msgs, sizeof(msgs));
 	unsigned int nr = n > 0 ? (unsigned int)((size_t)n / sizeof(msgs[0])) : 0;
-	uint64_t now = smv_now_ns();
 
+	w->now_ns = smv_now_ns();
 	for (unsigned int i = 0; i < nr; i++) {
-		struct fault f = {.since_ns = now};
+		struct fault f = {.since_ns = w->now_ns};
 
 		if (msgs[i].event != UFFD_EVENT_PAGEFAULT ||
 			!page_of(w->p->c.ram, msgs[i].arg.pagefault.address, &f.page)) {
@@ -295,6 +406,12 @@ static void trace(struct smv_pager *p, const struct fault *f, uint64_t completed
 		p->c.trace(p->c.trace_ctx, f->page, &times);
 }
 
+static bool is_what_was_written(const struct smv_pager *p, const void *data, smv_page_word word)
+{
+	return p->c.skip_checksums || smv_fault_point("checksum-not-verified") ||
+	       smv_page_checksum(data) == smv_word_checksum(word);
+}
+
 /* @completed_ns: 0: nobody measures */
 static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t completed_ns)
 {
@@ -307,12 +424,13 @@ static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t 
 	int r = status;
 
 	w->idle[w->nr_idle++] = (uint16_t)i;
+	w->fetches[i].since_ns = 0;
 	smv_pagemap_lock(map, f.page);
 	word = smv_pagemap_get(map, f.page);
 	assert(smv_word_state(word) == SMV_PAGE_FETCHING);
 	waiter = word & SMV_WORD_WAITER;
 	word &= ~SMV_WORD_WAITER;
-	if (status == 0 && smv_page_checksum(data) != smv_word_checksum(word)) {
+	if (status == 0 && !is_what_was_written(p, data, word)) {
 		frame_return(p);
 		lose(w, f.page, word, "what its sub-host returned has another checksum");
 		smv_pagemap_unlock(map, f.page);
@@ -362,13 +480,72 @@ static void mend(struct worker *w)
 		smv_pager_set_trouble(w->p, SMV_TROUBLE_FAULTS, down ? why.message : "");
 	w->server_lost = lost;
 	w->server_down = down;
+	w->some_lost = smv_pager_note_losses(w->p, w->p->fault_remote, SMV_FAULT_THREAD);
+	w->mend_at_ns = smv_now_ns() + RETRY_MS * SMV_NS_PER_MS;
+}
+
+static void forget_answered(struct worker *w)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < w->nr_held; i++) {
+		smv_page_word word = smv_pagemap_get(w->p->c.map, w->held[i].page);
+		enum smv_page_state state = smv_word_state(word);
+
+		if ((state == SMV_PAGE_OUT || state == SMV_PAGE_SAVED) && (word & SMV_WORD_WAITER))
+			w->held[kept++] = w->held[i];
+	}
+	w->nr_held = kept;
+}
+
+static void earlier(uint64_t *since_ns, uint64_t other_ns)
+{
+	if (other_ns && (!*since_ns || other_ns < *since_ns))
+		*since_ns = other_ns;
+}
+
+/* Since when the fault waits that waits longest; 0: none does. */
+static uint64_t oldest_wait(struct worker *w)
+{
+	uint64_t since;
+
+	forget_answered(w);
+	/* A lost page may have been discarded, and with the last one those who waited for it. */
+	if (smv_pagemap_count(w->p->c.map, SMV_PAGE_LOST) == 0)
+		w->lost_since_ns = 0;
+	since = w->lost_since_ns;
+	for (size_t i = 0; i < w->nr_held; i++)
+		earlier(&since, w->held[i].since_ns);
+	for (size_t i = 0; i < w->nr_deferred; i++)
+		earlier(&since, w->deferred[i].since_ns);
+	for (size_t i = 0; w->nr_idle < SMV_MAX_FETCHES && i < SMV_MAX_FETCHES; i++)
+		earlier(&since, w->fetches[i].since_ns);
+	return since;
+}
+
+/* Now and then; always while a fault waits for long, so that the end is seen when it comes. */
+static void keep_watch(struct worker *w)
+{
+	uint64_t since;
+	bool stalled;
+
+	if (w->now_ns < w->watch_at_ns && (!w->stalled || w->lost_since_ns))
+		return;
+	w->watch_at_ns = w->now_ns + WATCH_NS;
+	smv_pagemap_set_served(w->p->c.map, w->now_ns);
+	since = oldest_wait(w);
+	stalled = since && w->now_ns > since + SMV_STALL_NS;
+	if (stalled || w->stalled)
+		smv_health_waiting(&w->p->health, since, w->now_ns);
+	w->stalled = stalled;
 }
 
 static void sleep_until_work(struct worker *w)
 {
 	struct pollfd fds[SMV_SUB_HOSTS_MAX + 2] = {
 		{.fd = w->p->c.uffd, .events = POLLIN}, {.fd = w->p->kick_fault, .events = POLLIN}};
-	int timeout = w->nr_deferred || w->server_down ? RETRY_MS : 1000;
+	bool waiting = w->nr_held || w->nr_idle < SMV_MAX_FETCHES;
+	int timeout = w->nr_deferred || w->server_down ? RETRY_MS : waiting ? WATCH_MS : 1000;
 	int n = smv_remote_pollfds(w->p->fault_remote, fds + 2, &timeout);
 
 	if (n >= 0)
@@ -381,6 +558,7 @@ void *smv_fault_thread(void *arg)
 
 	if (!w) {
 		smv_pager_set_trouble(arg, SMV_TROUBLE_FAULTS, "out of memory: no fault is served");
+		smv_log_error("out of memory: no fault is served");
 		return NULL;
 	}
 	w->p = arg;
@@ -392,9 +570,12 @@ void *smv_fault_thread(void *arg)
 		progress += reap(w);
 		if (w->nr_deferred && atomic_load(&w->p->frames_free) > 0 && !w->server_down)
 			progress += retry_deferred(w);
+		keep_watch(w);
+		/* While there is work as well: there may be work without end. */
+		if (!progress || w->now_ns >= w->mend_at_ns)
+			mend(w);
 		if (progress)
 			continue;
-		mend(w);
 		if (w->nr_deferred && smv_now_ns() >= w->retry_at_ns) {
 			w->retry_at_ns = smv_now_ns() + RETRY_MS * SMV_NS_PER_MS;
 			retry_deferred(w);

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
 #include "common/fault_point.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -26,12 +27,27 @@ typedef Smemv__V1__ServerInfo ServerInfo;
 typedef Smemv__V1__Lease Lease;
 typedef Smemv__V1__CreateLeaseResponse CreateLeaseResponse;
 
+static uint64_t slack_of(uint64_t ram_bytes)
+{
+	return ram_bytes / 20 > SLACK_MIN ? ram_bytes / 20 : SLACK_MIN;
+}
+
 uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes)
 {
-	uint64_t slack = ram_bytes / 20 > SLACK_MIN ? ram_bytes / 20 : SLACK_MIN;
-	uint64_t need = (ram_bytes > budget_bytes ? ram_bytes - budget_bytes : 0) + slack;
+	uint64_t need =
+		(ram_bytes > budget_bytes ? ram_bytes - budget_bytes : 0) + slack_of(ram_bytes);
 
 	return (need + SMV_EXTENT_BYTES - 1) / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
+}
+
+uint64_t smv_leases_least_budget(uint64_t ram_bytes, uint64_t room_bytes)
+{
+	/* The room is whole extents: what it is rounded up to needs no more of them. */
+	uint64_t need = ram_bytes + slack_of(ram_bytes);
+	uint64_t room = room_bytes / SMV_EXTENT_BYTES * SMV_EXTENT_BYTES;
+	uint64_t least = need > room ? need - room : 0;
+
+	return least < ram_bytes ? least : ram_bytes;
 }
 
 static int call_for(unsigned int timeout_ms, const struct smv_lease *lease, const char *method,
@@ -175,7 +191,7 @@ static int take_segments(
 }
 
 static int create_one(struct smv_leases *leases, struct smv_backing *backing, unsigned int h,
-	const char *owner, uint64_t bytes, struct smv_error *err)
+	const char *owner, uint64_t bytes, uint32_t ttl_ms, struct smv_error *err)
 {
 	Smemv__V1__CreateLeaseRequest request = SMEMV__V1__CREATE_LEASE_REQUEST__INIT;
 	struct smv_lease *lease = &leases->leases[h];
@@ -187,7 +203,7 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 	request.owner = (char *)owner;
 	request.size_bytes = bytes;
 	request.epoch = leases->epoch;
-	request.ttl_ms = TTL_MS;
+	request.ttl_ms = ttl_ms;
 	request.transport = (char *)smv_transport_name(backing->transport);
 	r = call_for(leases->timeout_ms + smv_region_register_ms(bytes), lease, "CreateLease",
 		&request, (void **)&response, err);
@@ -206,6 +222,7 @@ static int create_one(struct smv_leases *leases, struct smv_backing *backing, un
 			response->incarnation);
 		lease->generation = response->lease->generation;
 		lease->created = true;
+		lease->renewed_ns = smv_now_ns();
 		host->lease_id = strtoull(lease->id, &end, 16);
 		r = take_segments(host, response->lease, bytes, err);
 	}
@@ -293,11 +310,15 @@ static int lease_all(struct smv_leases *leases, struct smv_backing *backing,
 	struct smv_error *err)
 {
 	uint64_t shares[SMV_SUB_HOSTS_MAX], run = bytes / SMV_EXTENT_BYTES / 2048 + 1;
+	/* The first must last until the last is there. */
+	uint32_t ttl_ms =
+		TTL_MS +
+		(smv_transport_pins(backing->transport) ? smv_region_register_ms(bytes) : 0);
 	int r = share_out(infos, addresses, leases->nr, bytes, shares, err);
 
 	for (unsigned int h = 0; h < leases->nr && r == 0; h++)
 		if (shares[h])
-			r = create_one(leases, backing, h, owner, shares[h], err);
+			r = create_one(leases, backing, h, owner, shares[h], ttl_ms, err);
 	if (r == 0 && (r = smv_backing_spread(backing, run)) < 0)
 		smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory for the extent table");
 	return r;
@@ -312,12 +333,12 @@ void smv_leases_bind(struct smv_leases *leases, struct smv_backing *backing)
 }
 
 static int init(struct smv_leases *leases, struct smv_backing *backing, unsigned int nr,
-	unsigned int timeout_ms, struct smv_error *err)
+	uint32_t epoch, unsigned int timeout_ms, struct smv_error *err)
 {
 	memset(leases, 0, sizeof(*leases));
 	memset(backing, 0, sizeof(*backing));
 	pthread_mutex_init(&leases->nonce_lock, NULL);
-	leases->epoch = 1;
+	leases->epoch = epoch;
 	leases->timeout_ms = timeout_ms;
 	leases->leases = calloc(nr, sizeof(*leases->leases));
 	backing->sub_hosts = calloc(nr, sizeof(*backing->sub_hosts));
@@ -342,7 +363,7 @@ int smv_leases_probe(const char *const *addresses, unsigned int nr,
 	struct smv_backing backing;
 	struct smv_leases leases;
 	char reason[200];
-	int r = init(&leases, &backing, nr, timeout_ms, err);
+	int r = init(&leases, &backing, nr, 1, timeout_ms, err);
 
 	if (r == 0)
 		r = meet_all(&leases, &backing, addresses, infos, transport, insecure, reason,
@@ -361,7 +382,7 @@ void smv_leases_plan(const char *const *addresses, unsigned int nr, uint64_t byt
 	uint64_t shares[SMV_SUB_HOSTS_MAX];
 	struct smv_backing backing;
 	struct smv_leases leases;
-	bool all = init(&leases, &backing, nr, timeout_ms, &plan->room_error) == 0;
+	bool all = init(&leases, &backing, nr, 1, timeout_ms, &plan->room_error) == 0;
 
 	for (unsigned int h = 0; h < leases.nr; h++) {
 		struct smv_error *err = &plan->hosts[h].error;
@@ -387,13 +408,13 @@ void smv_leases_plan(const char *const *addresses, unsigned int nr, uint64_t byt
 	smv_backing_free(&backing);
 }
 
-int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
+static int create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
-	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
-	char *reason, size_t reason_len, struct smv_error *err)
+	const struct smv_transport_wish *transport, bool insecure, uint32_t epoch,
+	unsigned int timeout_ms, char *reason, size_t reason_len, struct smv_error *err)
 {
 	ServerInfo *infos[SMV_SUB_HOSTS_MAX] = {0};
-	int r = init(leases, backing, nr, timeout_ms, err);
+	int r = init(leases, backing, nr, epoch, timeout_ms, err);
 
 	if (r == 0)
 		r = meet_all(leases, backing, addresses, infos, transport, insecure, reason,
@@ -410,16 +431,70 @@ int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	return r;
 }
 
-/* Say that a call about a lease fails, or does again what it should, when that is new. */
-static void log_outcome(struct smv_lease *lease, const char *address, const char *what, bool ok,
-	const struct smv_error *err)
+int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
+	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
+	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
+	char *reason, size_t reason_len, struct smv_error *err)
 {
+	return create(leases, backing, addresses, nr, owner, bytes, transport, insecure, 1,
+		timeout_ms, reason, reason_len, err);
+}
+
+/* Each once, however many leases there are on it. */
+static unsigned int addresses_of(
+	const struct smv_backing *backing, const char *addresses[SMV_SUB_HOSTS_MAX])
+{
+	unsigned int nr = 0;
+
+	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
+		if (smv_backing_first_of(backing, h) == h)
+			addresses[nr++] = backing->sub_hosts[h].address;
+	return nr;
+}
+
+int smv_leases_create_more(const struct smv_leases *of, const char *owner, uint64_t bytes,
+	struct smv_leases *leases, struct smv_backing *backing, struct smv_error *err)
+{
+	const char *addresses[SMV_SUB_HOSTS_MAX];
+	unsigned int nr = addresses_of(of->backing, addresses);
+	struct smv_transport_wish wish = {0};
+	char reason[200];
+
+	if (of->nr + nr > SMV_SUB_HOSTS_MAX)
+		return smv_fail(err, SMV_REFUSED, "too-many-leases",
+			"Shrink in fewer and larger steps: the next migration begins anew.",
+			"the VM has %u leases, and %u more would exceed the limit of %d", of->nr,
+			nr, SMV_SUB_HOSTS_MAX);
+	snprintf(wish.names, sizeof(wish.names), "%s", smv_transport_name(of->backing->transport));
+	/* Whether plaintext is allowed was asked when the first ones were made. */
+	return create(leases, backing, addresses, nr, owner, bytes, &wish, true, of->epoch,
+		of->timeout_ms, reason, sizeof(reason), err);
+}
+
+/* Say that a lease cannot be renewed, or can be again, when that is new. */
+static void tell_renewal(struct smv_leases *leases, struct smv_lease *lease, const char *address,
+	bool ok, const struct smv_error *err)
+{
+	if (ok)
+		lease->renewed_ns = smv_now_ns();
 	if (!ok && !lease->failing)
-		smv_log_warning("sub-host %s: cannot %s lease %s: %s", address, what, lease->id,
-			err->message);
+		smv_event(SMV_EVENT_LEASE_NOT_RENEWED, leases->vm, address,
+			"sub-host %s: cannot renew lease %s: %s", address, lease->id, err->message);
 	if (ok && lease->failing)
-		smv_log_info("sub-host %s knows lease %s again", address, lease->id);
+		smv_event(SMV_EVENT_LEASE_RENEWED_AGAIN, leases->vm, address,
+			"sub-host %s knows lease %s again", address, lease->id);
 	lease->failing = !ok;
+}
+
+/* Time for the sub-host of lease @h: not much, if it did not answer the last time. */
+static unsigned int patience(
+	const struct smv_leases *leases, const struct smv_backing *backing, unsigned int h)
+{
+	for (unsigned int i = 0; i < leases->nr; i++)
+		if (leases->leases[i].failing &&
+			strcmp(backing->sub_hosts[i].address, backing->sub_hosts[h].address) == 0)
+			return FAILING_TIMEOUT_MS;
+	return leases->timeout_ms;
 }
 
 void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backing)
@@ -435,9 +510,9 @@ void smv_leases_renew(struct smv_leases *leases, const struct smv_backing *backi
 			continue;
 		request.id = lease->id;
 		/* One that does not answer must not use up the time of the others. */
-		ok = call_for(lease->failing ? FAILING_TIMEOUT_MS : leases->timeout_ms, lease,
-			     "RenewLease", &request, (void **)&response, &err) == 0;
-		log_outcome(lease, backing->sub_hosts[h].address, "renew", ok, &err);
+		ok = call_for(patience(leases, backing, h), lease, "RenewLease", &request,
+			     (void **)&response, &err) == 0;
+		tell_renewal(leases, lease, backing->sub_hosts[h].address, ok, &err);
 		smv_rpc_message_free((ProtobufCMessage *)response);
 	}
 }
@@ -473,7 +548,7 @@ static int fail_lost(
 {
 	return smv_fail(err, SMV_DATA_LOSS, "data-lost",
 		"If another memserverd took its address, start the right one; otherwise the pages "
-		"that were there are gone, and what needs one of them waits.",
+		"that were there are gone.",
 		"sub-host %.80s has lost the data of lease %s: %s",
 		leases->backing->sub_hosts[h].address, leases->leases[h].id, why);
 }
@@ -514,6 +589,7 @@ static int fence_one(struct smv_leases *leases, struct smv_backing *backing, uns
 	if (r == 0 && segments) {
 		r = copy_segments(host, response, host->segments, err);
 		lease->generation = response->generation;
+		lease->renewed_ns = smv_now_ns();
 	} else if (r < 0 && err->code == SMV_NOT_FOUND) {
 		r = fail_lost(leases, h, WHY_UNKNOWN, err);
 	} else if (r < 0) {
@@ -613,10 +689,13 @@ unsigned int smv_leases_release_try(struct smv_leases *leases, const struct smv_
 		if (!lease->created)
 			continue;
 		request.id = lease->id;
-		ok = call_patiently(leases->timeout_ms, lease, "ReleaseLease", &request,
+		ok = call_patiently(patience(leases, backing, h), lease, "ReleaseLease", &request,
 			     (void **)&response, &err) == 0 ||
 		     err.code == SMV_NOT_FOUND;
-		log_outcome(lease, backing->sub_hosts[h].address, "release", ok, &err);
+		if (!ok && !lease->failing)
+			smv_log_warning("sub-host %s: cannot release lease %s: %s",
+				backing->sub_hosts[h].address, lease->id, err.message);
+		lease->failing = !ok;
 		smv_rpc_message_free((ProtobufCMessage *)response);
 		if (ok)
 			lease->created = lease->held = false;

@@ -23,6 +23,7 @@ struct smv_lease {
 	bool created;
 	bool held;
 	bool failing; /* its last renewal or release failed; said so once */
+	uint64_t renewed_ns; /* when its server last knew it, or it was loaded */
 };
 
 struct smv_leases {
@@ -33,12 +34,16 @@ struct smv_leases {
 	pthread_mutex_t nonce_lock;
 	uint64_t nonce;                    /* counts tickets, without the generation */
 	const struct smv_backing *backing; /* that it is bound to */
+	const char *vm;                    /* for events; NULL: nobody's */
 };
 
 /** smv_leases_room - what the main host does not hold, plus slack: the free room that eviction
  * keeps, and slots that pages keep when they come back, so that they can leave again without a
  * write. A multiple of the extent size. */
 uint64_t smv_leases_room(uint64_t ram_bytes, uint64_t budget_bytes);
+/** smv_leases_least_budget - the smallest budget for which @room_bytes suffice, whatever else a
+ * budget must be; @ram_bytes when none does. */
+uint64_t smv_leases_least_budget(uint64_t ram_bytes, uint64_t room_bytes);
 
 /** smv_leases_probe - ask every sub-host whether it is there and fits; nothing is leased. */
 int smv_leases_probe(const char *const *addresses, unsigned int nr,
@@ -78,6 +83,17 @@ int smv_leases_create(struct smv_leases *leases, struct smv_backing *backing,
 	const char *const *addresses, unsigned int nr, const char *owner, uint64_t bytes,
 	const struct smv_transport_wish *transport, bool insecure, unsigned int timeout_ms,
 	char *reason, size_t reason_len, struct smv_error *err);
+
+/**
+ * smv_leases_create_more - the same for a VM that has leases: @bytes more from the same sub-hosts,
+ * over the same transport, in the same epoch.
+ * @of: may be in use by any thread; neither it nor its backing is changed
+ * @leases, @backing: get the new ones alone
+ *
+ * SMV_REFUSED when there would be more than SMV_SUB_HOSTS_MAX leases.
+ */
+int smv_leases_create_more(const struct smv_leases *of, const char *owner, uint64_t bytes,
+	struct smv_leases *leases, struct smv_backing *backing, struct smv_error *err);
 
 /** smv_leases_bind - make @backing's connections ask @leases for tickets and the way in. For leases
  * and backing that were not made by smv_leases_create(), but loaded. */

@@ -2,6 +2,7 @@
 #include "client/leases_state.h"
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/hex.h"
 #include "common/json.h"
 #include "common/log.h"
@@ -96,6 +97,7 @@ static bool sub_host_of(json_t *json, struct smv_sub_host *host, struct smv_leas
 	lease->generation = (uint64_t)generation;
 	lease->created = true;
 	lease->held = held;
+	lease->renewed_ns = smv_now_ns();
 	host->lease_id = strtoull(id, NULL, 16);
 	return smv_hex_parse(key, lease->key, SMV_TICKET_KEY_SIZE) &&
 	       smv_addr_parse(data, true, &host->data_addr, NULL) == 0 &&

@@ -99,9 +99,12 @@ int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64
 	struct smv_pagemap *map, struct smv_error *err)
 {
 	static const char hint[] =
-		"The VM waits as it is. If its page map was put elsewhere, put it back and start "
-		"smemv-pagerd again; without it the VM's memory cannot be found: end the VM.";
+		"The VM waits as it is. If its page map was put elsewhere, put it back: it is "
+		"looked for every ten seconds; without it the VM's memory cannot be found: end the "
+		"VM.";
 	size_t bytes = SMV_PAGEMAP_HEADER_BYTES + nr_pages * sizeof(smv_page_word);
+	/* Counted apart: an atomic addition for each page of a large VM takes seconds. */
+	uint64_t counts[SMV_PAGE_NR_STATES] = {0};
 	CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
 	struct stat st;
 	const char *why;
@@ -131,14 +134,30 @@ int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64
 		enum smv_page_state state = smv_word_state(smv_pagemap_get(map, page));
 
 		if (state < SMV_PAGE_NR_STATES)
-			map->counts[state]++;
+			counts[state]++;
 	}
+	for (int state = 0; state < SMV_PAGE_NR_STATES; state++)
+		atomic_store(&map->counts[state], counts[state]);
 	return 0;
 }
 
 uint64_t smv_pagemap_id(const struct smv_pagemap *map)
 {
 	return ((const struct smv_pagemap_header *)map->mapping)->id;
+}
+
+void smv_pagemap_set_served(struct smv_pagemap *map, uint64_t now_ns)
+{
+	struct smv_pagemap_header *header = map->mapping;
+
+	atomic_store_explicit(&header->served_ns, now_ns, memory_order_relaxed);
+}
+
+uint64_t smv_pagemap_served(const struct smv_pagemap *map)
+{
+	const struct smv_pagemap_header *header = map->mapping;
+
+	return atomic_load_explicit(&header->served_ns, memory_order_relaxed);
 }
 
 void smv_pagemap_destroy(struct smv_pagemap *map)

@@ -8,6 +8,7 @@
  *   UNKNOWN  -> ZERO, LOCAL, COLD    what the source reported (incoming migration)
  *   ZERO     -> LOCAL                first touch: filled with zeros (fault thread)
  *   COLD     -> FETCHING             touched: a frame is reserved, a read posted (fault thread)
+ *   COLD     -> LOST                 touched, and its sub-host has lost its memory: client/loss.h
  *   FETCHING -> LOCAL                data in place (fault thread)
  *   FETCHING -> COLD                 the server did not answer; tried again (fault thread)
  *   FETCHING -> LOST                 the data's checksum is wrong (fault thread)
@@ -17,6 +18,8 @@
  *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified (evictor)
  *   SAVED    -> LOCAL                the punch left no hole (evictor)
  *   LOCAL    -> LOST                 the file has a hole where the page should be (fault thread)
+ *   LOCAL, COLD, LOST -> ZERO        the guest has discarded it (client/discard.h)
+ *   LOCAL, COLD -> ZERO              a hole at the source in the end (incoming migration)
  *   (what a pager that died left on the way: client/settle.h)
  *
  * A LOCAL page is ACTIVE, ZAPPING (its PTE is being removed) or INACTIVE (unmapped; a touch makes
@@ -132,6 +135,9 @@ struct smv_pagemap_header {
 	uint64_t nr_pages;
 	char vm[128];
 	uint64_t id; /* random: tells this map from any other of that VM */
+	/* When a pager last looked for faults, CLOCK_MONOTONIC; 0: none did. Nothing depends on it
+	 * but what is said of the time in which nobody served. */
+	_Atomic uint64_t served_ns;
 };
 
 /** smv_pagemap_create - all pages UNKNOWN. @path NULL: no file; else a new file, replacing any. */
@@ -144,6 +150,9 @@ int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64
 	struct smv_pagemap *map, struct smv_error *err);
 /** smv_pagemap_id - to be given to smv_pagemap_load() later. */
 uint64_t smv_pagemap_id(const struct smv_pagemap *map);
+/** smv_pagemap_set_served / served - see smv_pagemap_header.served_ns; any thread. */
+void smv_pagemap_set_served(struct smv_pagemap *map, uint64_t now_ns);
+uint64_t smv_pagemap_served(const struct smv_pagemap *map);
 /** smv_pagemap_destroy - unmap; the file stays. Fine on a zeroed struct. */
 void smv_pagemap_destroy(struct smv_pagemap *map);
 

@@ -9,12 +9,15 @@
  * are dirty is told by asynchronous userfaultfd write-protection. docs/architecture.md has the
  * reasons.
  *
- * Two threads per VM: the fault thread and the evictor, each with connections of its own.
+ * Two threads per VM: the fault thread and the evictor, each with connections of its own. Where the
+ * VM's process hands over what its guest discards, a third one does that (client/discard.h).
  */
 #ifndef SMV_CLIENT_PAGER_H
 #define SMV_CLIENT_PAGER_H
 
 #include "client/backing.h"
+#include "client/health.h"
+#include "client/loss.h"
 #include "client/pagemap.h"
 #include "client/slots.h"
 #include "common/histogram.h"
@@ -48,9 +51,14 @@ struct smv_pager_config {
 	int pagemap_fd; /* /proc/PID/pagemap of the VM's process */
 	smv_zap zap;
 	void *zap_ctx;
-	uint64_t budget_pages;
+	uint64_t budget_pages;   /* to begin with, see smv_pager_set_budget() */
 	unsigned int timeout_ms; /* deadline of a read or write at a sub-host */
-	smv_fault_trace trace;   /* NULL: nobody measures */
+	enum smv_loss_policy loss_policy;
+	unsigned int loss_confirm_ms; /* see client/loss.h; not used with SMV_LOSS_STALL */
+	/* Place what a sub-host returns without a look at its checksum. Checksums are kept all the
+	 * same, so that a later pager can look. */
+	bool skip_checksums;
+	smv_fault_trace trace; /* NULL: nobody measures */
 	void *trace_ctx;
 };
 
@@ -58,8 +66,10 @@ struct smv_pager_stats {
 	uint64_t faults, page_ins, zero_fills;
 	uint64_t evictions, evictions_clean, evictions_aborted;
 	uint64_t faults_waited_for_room;
+	uint64_t discards; /* pages that were given up because the guest did */
 	uint64_t bytes_read, bytes_written;
-	uint64_t latency_ns_p50, latency_ns_p99, latency_ns_p999, latency_ns_max;
+	uint64_t latency_ns_p50, latency_ns_p99, latency_ns_p999, latency_ns_max, latency_ns_sum;
+	struct smv_stalls stalls;
 	char trouble[200]; /* empty, or what keeps faults waiting */
 };
 
@@ -80,6 +90,10 @@ uint64_t smv_pager_hot_credit(uint64_t budget_pages);
  */
 int smv_pager_install(struct smv_pager *pager, uint64_t page, const void *data, uint32_t checksum);
 
+/** smv_pager_uninstall - a page that was installed has no content any more: it becomes ZERO. As for
+ * smv_pager_install(); also for a page that is on a sub-host, whose slot the caller frees. */
+int smv_pager_uninstall(struct smv_pager *pager, uint64_t page);
+
 /* What smv_pager_take_over() met: pages by the state in which the dead pager left them, where that
  * is not where they stay. */
 struct smv_taken_over {
@@ -95,6 +109,8 @@ struct smv_taken_over {
  * The map comes from smv_pagemap_load(), the slots are fresh; the dead pager's connections are
  * fenced already where smv_pager_start() shall connect. Settles every page (client/settle.h), takes
  * the slots, counts the frames. SMV_DATA_LOSS: the map is broken; nothing was changed then.
+ *
+ * Also after smv_pager_stop(), again with fresh slots; more of them if the backing has grown.
  */
 int smv_pager_take_over(
 	struct smv_pager *pager, struct smv_taken_over *report, struct smv_error *err);
@@ -104,9 +120,37 @@ int smv_pager_take_over(
  * are woken, so that they fault again. */
 int smv_pager_start(struct smv_pager *pager, struct smv_error *err);
 
-/** smv_pager_destroy - stop the threads, free. Faults wait from then on; the map stays. */
+/**
+ * smv_pager_set_budget - change the budget, also while the pager serves; one thread at a time.
+ *
+ * Returns at once. What a smaller budget does not allow any more is evicted from then on, and until
+ * that is done new page-ins wait. The slots must suffice for it (smv_leases_room()).
+ */
+void smv_pager_set_budget(struct smv_pager *pager, uint64_t budget_pages);
+
+/** smv_pager_held - pages that are here or for which a frame is taken: more than the budget while
+ * one that shrank is worked off. Any thread. */
+uint64_t smv_pager_held(const struct smv_pager *pager);
+
+/** smv_pager_stop - end both threads and close the connections: faults wait, the map stays. What
+ * was counted is kept. Then smv_pager_take_over() and smv_pager_start(), or smv_pager_destroy(). */
+void smv_pager_stop(struct smv_pager *pager);
+
+/** smv_pager_destroy - stop and free. */
 void smv_pager_destroy(struct smv_pager *pager);
 
 void smv_pager_stats(struct smv_pager *pager, struct smv_pager_stats *stats);
+
+struct smv_sub_host_stats {
+	enum smv_host_state state;
+	uint64_t bytes_read, bytes_written;
+};
+/** smv_pager_sub_host_stats - of all leases on a sub-host; @sub_host: its first one, see
+ * smv_backing_first_of(). The state is the worst of theirs. */
+void smv_pager_sub_host_stats(
+	struct smv_pager *pager, unsigned int sub_host, struct smv_sub_host_stats *stats);
+/** smv_pager_is_fatal - with SMV_LOSS_KILL: the VM has touched a lost page and is to be ended.
+ * @why: gets which page that is, and why it is lost; else it becomes empty */
+bool smv_pager_is_fatal(struct smv_pager *pager, char *why, size_t len);
 
 #endif

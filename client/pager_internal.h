@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the fault thread and the evictor share. */
+/* What the fault thread, the evictor and the discards share. */
 #ifndef SMV_CLIENT_PAGER_INTERNAL_H
 #define SMV_CLIENT_PAGER_INTERNAL_H
 
@@ -10,15 +10,25 @@
 #define SMV_MAX_FETCHES 128
 
 /* What can be wrong at the same time, and passes at different times; the first is shown. */
-enum smv_trouble { SMV_TROUBLE_LOST, SMV_TROUBLE_FAULTS, SMV_TROUBLE_EVICTION, SMV_NR_TROUBLES };
+enum smv_trouble {
+	SMV_TROUBLE_ROOM,
+	SMV_TROUBLE_SUB_HOST,
+	SMV_TROUBLE_LOST,
+	SMV_TROUBLE_FAULTS,
+	SMV_TROUBLE_EVICTION,
+	SMV_NR_TROUBLES,
+};
+
+enum smv_pager_thread { SMV_FAULT_THREAD, SMV_EVICTOR, SMV_NR_PAGER_THREADS };
 
 struct smv_pager {
 	struct smv_pager_config c;
 	uint64_t nr_ranges;            /* of SMV_EXTENT_PAGES pages: the unit of sweeps */
 	_Atomic uint16_t *range_local; /* LOCAL pages of each range */
 
-	_Atomic int64_t frames_free; /* budget less resident pages */
-	int64_t frames_low, frames_high;
+	_Atomic uint64_t budget_pages;
+	_Atomic int64_t frames_free; /* budget less resident pages; negative while it shrinks */
+	_Atomic int64_t frames_low, frames_high;
 	_Atomic int64_t nr_inactive;
 
 	int kick_fault; /* eventfds */
@@ -29,12 +39,22 @@ struct smv_pager {
 	bool taken_over; /* from a pager that died */
 	pthread_t fault_thread, evict_thread;
 	struct smv_remote *fault_remote, *evict_remote;
+	struct smv_health health;
+	uint64_t unserved_since_ns; /* taken over: when the other one last looked for faults */
+	/* Moved by connections before a smv_pager_stop(). */
+	struct smv_remote_bytes before[SMV_SUB_HOSTS_MAX];
+	/* Which sub-hosts have lost their memory, as each thread knows by its own connections. */
+	_Atomic bool lost_by[SMV_NR_PAGER_THREADS][SMV_SUB_HOSTS_MAX];
+	int discards_fd; /* -1: nobody discards */
+	pthread_t discard_thread;
 
 	struct smv_histogram latency_ns;
 	_Atomic uint64_t faults, page_ins, zero_fills;
 	_Atomic uint64_t evictions, evictions_clean, evictions_aborted, waited_for_room;
+	_Atomic uint64_t discards;
 	pthread_mutex_t trouble_lock;
 	char trouble[SMV_NR_TROUBLES][200];
+	char fatal[400]; /* see smv_pager_is_fatal(); under trouble_lock too */
 };
 
 /* A page's place in the VM. */
@@ -54,14 +74,32 @@ static inline struct smv_page_at smv_page_at(const struct smv_pager *p, uint64_t
 
 void *smv_fault_thread(void *pager);
 void *smv_evict_thread(void *pager);
+/* End the thread of smv_pager_serve_discards(), if there is one. */
+void smv_discards_stop(struct smv_pager *p);
+
+/* Give up the local copies of pages of one RAM block; false: no hole came, or not everywhere. */
+bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages);
 
 /* Whoever waits for a fault that was read by a pager that died faults again. */
 void smv_pager_wake_all(struct smv_pager *p);
 
 void smv_kick(int eventfd);
 void smv_drain(int eventfd);
-/* An empty @text: it has passed. */
+/* An empty @text: it has passed. The log has it by the event that comes with it. */
 void smv_pager_set_trouble(struct smv_pager *p, enum smv_trouble kind, const char *text);
+
+/* What a thread's connections say of lost memory; true: they do of some sub-host. */
+bool smv_pager_note_losses(
+	struct smv_pager *p, const struct smv_remote *remote, enum smv_pager_thread who);
+/* Reads the whole map. */
+void smv_pager_tell_losses(struct smv_pager *p);
+void smv_pager_tell_lost_page(struct smv_pager *p);
+
+static inline bool smv_pager_has_lost(const struct smv_pager *p, unsigned int sub_host)
+{
+	return atomic_load(&p->lost_by[SMV_FAULT_THREAD][sub_host]) ||
+	       atomic_load(&p->lost_by[SMV_EVICTOR][sub_host]);
+}
 
 static inline void smv_count(_Atomic uint64_t *counter, uint64_t n)
 {

@@ -40,7 +40,11 @@ struct link {
 	struct attempt attempt;
 	uint64_t backoff_ns;
 	uint64_t retry_at_ns;
-	struct smv_error why; /* why it is down */
+	struct smv_error why;      /* why it is down */
+	enum smv_host_state state; /* as it was told last */
+	bool lost; /* it answered that the data is lost; until there is a connection again */
+	uint64_t lost_since_ns; /* it has said nothing else since then; 0: it was away */
+	uint64_t lost_for_ns;   /* the longest time for which it did so */
 	/* Moved by earlier connections; and the sum with the present one, for any thread to read.
 	 */
 	struct smv_conn_stats before;
@@ -58,6 +62,8 @@ struct smv_remote {
 	size_t staging_bytes;
 	struct link *links;
 	unsigned int next; /* where the next poll starts, so that no sub-host starves another */
+	smv_remote_watcher watcher;
+	void *watcher_ctx;
 };
 
 /* The way in as it was when the backing was made. */
@@ -198,6 +204,25 @@ static void attempt_begin(struct smv_remote *remote, unsigned int h)
 			remote->backing->sub_hosts[h].address, strerror(r));
 }
 
+/* What came of an attempt, as to the data. */
+static void note_loss(struct link *l)
+{
+	uint64_t now = smv_now_ns();
+
+	if (l->conn) {
+		l->lost = false;
+		l->lost_since_ns = l->lost_for_ns = 0;
+	} else if (l->why.code != SMV_DATA_LOSS) {
+		l->lost_since_ns = 0;
+	} else {
+		if (!l->lost_since_ns)
+			l->lost_since_ns = now;
+		if (now - l->lost_since_ns > l->lost_for_ns)
+			l->lost_for_ns = now - l->lost_since_ns;
+		l->lost = true;
+	}
+}
+
 /* Waits for it; true: the link is up again. */
 static bool attempt_end(struct link *l)
 {
@@ -208,10 +233,11 @@ static bool attempt_end(struct link *l)
 	pthread_join(a->thread, NULL);
 	a->running = false;
 	l->conn = a->conn;
-	if (!l->conn) {
+	if (!l->conn)
 		l->why = a->err;
+	note_loss(l);
+	if (!l->conn)
 		return false;
-	}
 	if (smv_fault_point("remote-stale-rkeys")) {
 		free(smv_take(a->segments));
 		return true;
@@ -246,6 +272,56 @@ void *smv_remote_staging(struct smv_remote *remote)
 	return remote->staging;
 }
 
+/* Why a sub-host is down. */
+static void describe(const struct smv_remote *remote, unsigned int h, struct smv_error *err)
+{
+	const struct smv_error *why = &remote->links[h].why;
+
+	if (!err)
+		return;
+	*err = *why;
+	if (why->code != SMV_DATA_LOSS)
+		smv_fail(err, why->code, why->reason, why->hint,
+			"sub-host %s is not reached: %.300s", remote->backing->sub_hosts[h].address,
+			why->message);
+}
+
+static void tell(struct smv_remote *remote, unsigned int h)
+{
+	struct link *l = &remote->links[h];
+	enum smv_host_state state = l->conn                        ? SMV_HOST_UP
+				    : l->why.code == SMV_DATA_LOSS ? SMV_HOST_LOST
+								   : SMV_HOST_DOWN;
+	struct smv_error why = {0};
+
+	if (state == l->state)
+		return;
+	l->state = state;
+	if (state != SMV_HOST_UP)
+		describe(remote, h, &why);
+	if (remote->watcher)
+		remote->watcher(
+			remote->watcher_ctx, h, state, state == SMV_HOST_UP ? NULL : why.message);
+	else if (state == SMV_HOST_UP)
+		smv_log_info("the data connection to sub-host %s is back",
+			remote->backing->sub_hosts[h].address);
+	else
+		smv_log_warning("%s", why.message);
+}
+
+void smv_remote_watch(struct smv_remote *remote, smv_remote_watcher watcher, void *ctx)
+{
+	remote->watcher = watcher;
+	remote->watcher_ctx = ctx;
+	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++)
+		if (remote->backing->sub_hosts[h].nr_segments) {
+			/* What a former remote told of it may be over. */
+			if (remote->links[h].conn)
+				watcher(ctx, h, SMV_HOST_UP, NULL);
+			tell(remote, h);
+		}
+}
+
 static void link_down(struct smv_remote *remote, unsigned int h)
 {
 	struct link *l = &remote->links[h];
@@ -258,7 +334,7 @@ static void link_down(struct smv_remote *remote, unsigned int h)
 	smv_fail(&l->why, SMV_UNAVAILABLE, "sub-host-down", NULL,
 		"the data connection to sub-host %s was lost",
 		remote->backing->sub_hosts[h].address);
-	smv_log_warning("%s", l->why.message);
+	tell(remote, h);
 }
 
 int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_slot,
@@ -272,7 +348,7 @@ int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_sl
 
 	assert(first_slot % SMV_EXTENT_PAGES + nr_pages <= SMV_EXTENT_PAGES);
 	if (!l->conn)
-		return l->why.code == SMV_DATA_LOSS ? -ENODATA : -ENOTCONN;
+		return l->lost ? -ENODATA : -ENOTCONN;
 	request.rkey = l->segments[place.segment].rkey;
 	request.remote_addr = l->segments[place.segment].remote_addr + place.offset_bytes;
 	r = smv_conn_post(l->conn, &request, 1);
@@ -369,6 +445,8 @@ static int connect_any(struct smv_remote *remote, struct smv_error *err)
 	(void)err;
 	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
 		remote->links[h].backoff_ns = BACKOFF_MIN_NS;
+		smv_fail(&remote->links[h].why, SMV_UNAVAILABLE, "sub-host-down", NULL,
+			"it has not answered yet");
 		if (remote->backing->sub_hosts[h].nr_segments)
 			attempt_begin(remote, h);
 	}
@@ -387,41 +465,33 @@ static int connect_any(struct smv_remote *remote, struct smv_error *err)
 	return 0;
 }
 
-/* Why a sub-host is down. */
-static void describe(const struct smv_remote *remote, unsigned int h, struct smv_error *err)
-{
-	const struct smv_error *why = &remote->links[h].why;
-
-	if (!err)
-		return;
-	*err = *why;
-	if (why->code != SMV_DATA_LOSS)
-		smv_fail(err, why->code, why->reason, why->hint,
-			"sub-host %s is not reached: %.300s", remote->backing->sub_hosts[h].address,
-			why->message);
-}
-
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err)
 {
 	unsigned int down = 0;
-	bool lost = false;
+	bool lost = false, up;
 
 	for (unsigned int h = 0; h < remote->backing->nr_sub_hosts; h++) {
 		struct link *l = &remote->links[h];
 
 		if (l->conn || !remote->backing->sub_hosts[h].nr_segments)
 			continue;
-		if (link_mend(remote, h)) {
-			smv_log_info("the data connection to sub-host %s is back",
-				remote->backing->sub_hosts[h].address);
+		up = link_mend(remote, h);
+		tell(remote, h);
+		if (up)
 			continue;
-		}
 		down++;
 		if (!lost)
 			describe(remote, h, err);
 		lost = lost || l->why.code == SMV_DATA_LOSS;
 	}
 	return down;
+}
+
+bool smv_remote_lost(const struct smv_remote *remote, unsigned int sub_host, unsigned int for_ms)
+{
+	const struct link *l = &remote->links[sub_host];
+
+	return l->lost && l->lost_for_ns >= for_ms * SMV_NS_PER_MS;
 }
 
 unsigned int smv_remote_in_flight(const struct smv_remote *remote)

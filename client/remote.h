@@ -7,6 +7,7 @@
 #define SMV_CLIENT_REMOTE_H
 
 #include "client/backing.h"
+#include "client/health.h"
 
 #include <poll.h>
 
@@ -30,6 +31,15 @@ int smv_remote_open_any(const struct smv_backing *backing, enum smv_role role, s
 	unsigned int timeout_ms, struct smv_remote **remote, struct smv_error *err);
 void smv_remote_close(struct smv_remote *remote);
 
+/** Told of a sub-host whose connection is lost or made again; the thread that uses the remote. @why
+ * names the sub-host; NULL when it is up. */
+typedef void (*smv_remote_watcher)(
+	void *ctx, unsigned int sub_host, enum smv_host_state state, const char *why);
+
+/** smv_remote_watch - from now on @watcher is told instead of the log; at once of those sub-hosts
+ * that are down already. */
+void smv_remote_watch(struct smv_remote *remote, smv_remote_watcher watcher, void *ctx);
+
 /** smv_remote_staging - the staging buffer, page-aligned. */
 void *smv_remote_staging(struct smv_remote *remote);
 
@@ -38,7 +48,7 @@ void *smv_remote_staging(struct smv_remote *remote);
  * @staging: @nr_pages contiguous pages inside the staging buffer
  *
  * 0; -EAGAIN: the connection is full, poll first; -ENOTCONN: the sub-host is down, see
- * smv_remote_mend(); -ENODATA: it is there, but lost the data.
+ * smv_remote_mend(); -ENODATA: it lost the data, see smv_remote_lost().
  */
 int smv_remote_post(struct smv_remote *remote, enum smv_op op, uint64_t first_slot,
 	unsigned int nr_pages, void *staging, uint64_t cookie);
@@ -66,6 +76,11 @@ int smv_remote_pollfds(struct smv_remote *remote, struct pollfd *fds, int *timeo
  * case another server had taken its address for a while.
  */
 unsigned int smv_remote_mend(struct smv_remote *remote, struct smv_error *err);
+
+/** smv_remote_lost - a sub-host has answered that it lost the data, and no connection to it was
+ * possible since.
+ * @for_ms: it has, moreover, said so again after this time, and was not away in between */
+bool smv_remote_lost(const struct smv_remote *remote, unsigned int sub_host, unsigned int for_ms);
 
 /** smv_remote_in_flight - requests without a completion yet. */
 unsigned int smv_remote_in_flight(const struct smv_remote *remote);

@@ -9,7 +9,10 @@
  *   ZERO      hole   ZERO      nothing was under way
  *   ZERO      data   LOCAL     zeros were placed, and perhaps written to, before the word was set.
  *                              REMOTE_VALID without a slot ("was zeros when it was mapped
- *                              protected") is true: mapped for a write it has no marker
+ *                              protected") is true: mapped for a write it has no marker.
+ *                              Or it was being discarded: then it may have a marker, and count as
+ *                              zeros, and that is what it must become, because QEMU waits for the
+ *                              answer, and asks again before the guest may use the page
  *   LOCAL     data   LOCAL     slot and REMOTE_VALID speak of the last protected mapping, which is
  *                              as it was; the marker is in the page table, not here
  *   LOCAL     hole   LOST      only SAVED pages are punched: somebody else took it
@@ -31,6 +34,8 @@
  *
  * Everywhere: WAITER goes, because all waiters are woken and fault again; a LOCAL page is ACTIVE,
  * because a sweep makes it INACTIVE again, and one that has no PTE is mapped at its next fault.
+ * That a slot's sub-host has lost its memory makes no difference here: it is not known yet, and
+ * client/loss.h says what becomes of these states then.
  * Settling twice is settling once: a pager that dies while it takes over does no harm.
  */
 #ifndef SMV_CLIENT_SETTLE_H

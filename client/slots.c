@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,9 +11,11 @@
 int smv_slots_create(uint64_t nr_extents, struct smv_slots *slots)
 {
 	memset(slots, 0, sizeof(*slots));
+	pthread_mutex_init(&slots->lock, NULL);
 	slots->taken = calloc(nr_extents ? nr_extents : 1, WORDS_PER_EXTENT * sizeof(uint64_t));
 	slots->nr_free_of = malloc((nr_extents ? nr_extents : 1) * sizeof(uint16_t));
-	if (!slots->taken || !slots->nr_free_of) {
+	slots->closed = calloc(nr_extents ? nr_extents : 1, sizeof(bool));
+	if (!slots->taken || !slots->nr_free_of || !slots->closed) {
 		smv_slots_destroy(slots);
 		return -ENOMEM;
 	}
@@ -27,8 +28,11 @@ int smv_slots_create(uint64_t nr_extents, struct smv_slots *slots)
 
 void smv_slots_destroy(struct smv_slots *slots)
 {
+	if (slots->taken)
+		pthread_mutex_destroy(&slots->lock);
 	free(slots->taken);
 	free(slots->nr_free_of);
+	free(slots->closed);
 	memset(slots, 0, sizeof(*slots));
 }
 
@@ -53,13 +57,13 @@ static uint64_t first_free_in(const struct smv_slots *slots, uint64_t extent)
 	}
 }
 
-unsigned int smv_slots_alloc(struct smv_slots *slots, unsigned int want, uint64_t *first)
+static unsigned int alloc_locked(struct smv_slots *slots, unsigned int want, uint64_t *first)
 {
 	for (uint64_t tried = 0; tried < slots->nr_extents && want; tried++) {
 		uint64_t extent = slots->hand, end = (extent + 1) * SMV_EXTENT_PAGES, slot;
 		unsigned int n = 0;
 
-		if (slots->nr_free_of[extent] == 0) {
+		if (slots->nr_free_of[extent] == 0 || slots->closed[extent]) {
 			slots->hand = (extent + 1) % slots->nr_extents;
 			continue;
 		}
@@ -73,20 +77,42 @@ unsigned int smv_slots_alloc(struct smv_slots *slots, unsigned int want, uint64_
 	return 0;
 }
 
+unsigned int smv_slots_alloc(struct smv_slots *slots, unsigned int want, uint64_t *first)
+{
+	unsigned int n;
+
+	pthread_mutex_lock(&slots->lock);
+	n = alloc_locked(slots, want, first);
+	pthread_mutex_unlock(&slots->lock);
+	return n;
+}
+
 int smv_slots_take(struct smv_slots *slots, uint64_t slot)
 {
+	int r = 0;
+
 	if (slot >= slots->nr_extents * SMV_EXTENT_PAGES)
 		return -ERANGE;
+	pthread_mutex_lock(&slots->lock);
 	if (is_taken(slots, slot))
-		return -EEXIST;
-	mark_taken(slots, slot);
-	return 0;
+		r = -EEXIST;
+	else
+		mark_taken(slots, slot);
+	pthread_mutex_unlock(&slots->lock);
+	return r;
 }
 
 void smv_slots_free(struct smv_slots *slots, uint64_t slot)
 {
+	pthread_mutex_lock(&slots->lock);
 	assert(slot < slots->nr_extents * SMV_EXTENT_PAGES && is_taken(slots, slot));
 	slots->taken[slot / 64] &= ~(1ull << (slot % 64));
 	slots->nr_free_of[slot / SMV_EXTENT_PAGES]++;
 	atomic_fetch_add_explicit(&slots->nr_free, 1, memory_order_relaxed);
+	pthread_mutex_unlock(&slots->lock);
+}
+
+void smv_slots_close(struct smv_slots *slots, uint64_t extent, bool closed)
+{
+	slots->closed[extent] = closed;
 }

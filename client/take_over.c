@@ -3,6 +3,8 @@
 #include "client/pager_internal.h"
 #include "client/settle.h"
 #include "client/uffd.h"
+#include "common/clock.h"
+#include "common/events.h"
 #include "common/log.h"
 
 #include <errno.h>
@@ -15,8 +17,7 @@ static int broken(const struct smv_pager *p, uint64_t page, const char *why, str
 {
 	return smv_fail(err, SMV_DATA_LOSS, "page-map",
 		"Nothing was changed, the VM waits as it is. If there is a good copy of its page "
-		"map, "
-		"put it in place and start smemv-pagerd again; else end the VM.",
+		"map, put it in place: it is looked for every ten seconds; else end the VM.",
 		"the page map of VM '%s' is broken: page %lu (word %016lx): %s", p->c.name, page,
 		smv_pagemap_get(p->c.map, page), why);
 }
@@ -59,10 +60,14 @@ static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv
 	struct smv_error *err)
 {
 	smv_page_word old = smv_pagemap_get(p->c.map, page), new = smv_settle_word(old, data);
-	struct smv_page_at at = smv_page_at(p, page);
 
+	/* Most of a large VM is not here. */
+	if (new == old && !data && smv_word_state(old) != SMV_PAGE_LOCAL)
+		return 0;
 	count(report, old, new, data);
 	if (data && smv_word_state(new) == SMV_PAGE_COLD) {
+		struct smv_page_at at = smv_page_at(p, page);
+
 		if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset,
 			    SMV_PAGE_SIZE) < 0)
 			return smv_fail(err, SMV_INTERNAL, "punch", NULL,
@@ -121,19 +126,25 @@ int smv_pager_take_over(struct smv_pager *p, struct smv_taken_over *report, stru
 	int r = check_words(p, err);
 
 	memset(report, 0, sizeof(*report));
+	memset(p->range_local, 0, p->nr_ranges * sizeof(*p->range_local));
+	atomic_store(&p->frames_free, (int64_t)atomic_load(&p->budget_pages));
+	atomic_store(&p->nr_inactive, 0);
 	for (unsigned int i = 0; i < p->c.ram->nr_blocks && r == 0; i++)
 		r = settle_block(p, &p->c.ram->blocks[i], report, err);
 	if (r < 0)
 		return r;
 	if (report->lost)
-		smv_log_error(
+		smv_event(SMV_EVENT_PAGE_LOST, p->c.name, NULL,
 			"VM '%s': %lu pages are LOST: nothing is in its RAM file where the page "
-			"map says that they are; threads that touch them wait",
-			p->c.name, report->lost);
+			"map says that they are; %s",
+			p->c.name, report->lost, smv_loss_policy_effect(p->c.loss_policy));
 	if (smv_pagemap_count(p->c.map, SMV_PAGE_LOST))
-		smv_pager_set_trouble(
-			p, SMV_TROUBLE_LOST, "a page is lost; threads that touch it wait for ever");
+		smv_pager_tell_lost_page(p);
 	p->taken_over = true;
+	/* A value of the future is none of this boot. */
+	p->unserved_since_ns = smv_pagemap_served(p->c.map);
+	if (!p->unserved_since_ns || p->unserved_since_ns > smv_now_ns())
+		p->unserved_since_ns = smv_now_ns();
 	return 0;
 }
 

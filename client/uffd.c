@@ -34,6 +34,14 @@ struct pm_scan_arg {
 #define SCAN_WP_MATCHING (1u << 0)
 #define SCAN_CHECK_WPASYNC (1u << 1)
 
+/* linux/userfaultfd.h of Linux 6.6 */
+struct poison_arg {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t updated;
+};
+#define IOCTL_POISON _IOWR(UFFDIO, 0x08, struct poison_arg)
+
 int smv_uffd_api(int uffd, uint64_t features)
 {
 	struct uffdio_api api = {.api = UFFD_API, .features = features};
@@ -101,6 +109,34 @@ int smv_uffd_write_protect(int uffd, uint64_t addr, uint64_t len)
 		if (errno != EAGAIN && errno != EINTR)
 			return -errno;
 	}
+}
+
+static int poison_once(int uffd, uint64_t addr)
+{
+	for (;;) {
+		struct poison_arg arg = {.range = {addr, PAGE}};
+
+		if (ioctl(uffd, IOCTL_POISON, &arg) == 0)
+			return 0;
+		if (errno != EAGAIN)
+			return -errno;
+	}
+}
+
+int smv_uffd_poison(int uffd, uint64_t addr)
+{
+	struct uffdio_writeprotect unprotect = {
+		.range = {addr, PAGE}, .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+	int r = poison_once(uffd, addr);
+
+	if (r != -EEXIST)
+		return r;
+	/* Nothing is overwritten, not even the marker of a page that was protected when it was
+	 * unmapped; to unprotect it removes that. */
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &unprotect) < 0)
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+	return poison_once(uffd, addr);
 }
 
 int smv_pagemap_scan(int pagemap_fd, uint64_t start, uint64_t end, uint64_t categories,

@@ -20,6 +20,9 @@
 #ifndef UFFD_FEATURE_WP_ASYNC
 #define UFFD_FEATURE_WP_ASYNC (1 << 15) /* Linux 6.7 */
 #endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14) /* Linux 6.6 */
+#endif
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1) /* Linux 6.4 */
 #endif
@@ -33,6 +36,8 @@
 
 /* /proc/PID/pagemap: the page (or the marker in its place) is write-protected by userfaultfd. */
 #define SMV_PAGEMAP_UFFD_WP (1ull << 57)
+/* The page is mapped: what bit 57 says may change at any write. */
+#define SMV_PAGEMAP_PRESENT (1ull << 63)
 
 /* linux/fs.h of Linux 6.7 */
 struct smv_page_region {
@@ -62,6 +67,9 @@ int smv_uffd_copy(int uffd, uint64_t addr, const void *page, bool wp);
 int smv_uffd_continue(int uffd, uint64_t addr, uint64_t len, bool wp);
 int smv_uffd_wake(int uffd, uint64_t addr, uint64_t len);
 int smv_uffd_write_protect(int uffd, uint64_t addr, uint64_t len);
+/** smv_uffd_poison - whoever touches this page from now on gets SIGBUS, until its mapping is
+ * removed; wakes its waiters. -EEXIST: it is mapped, or poisoned already; nobody was woken. */
+int smv_uffd_poison(int uffd, uint64_t addr);
 
 /**
  * smv_pagemap_scan - pages of [start, end) in any of @categories, as ranges.
