@@ -100,21 +100,31 @@ void smv_debts_tick(void)
 	bool paid;
 
 	pthread_mutex_lock(&lock);
-	if (smv_now_ns() >= next_ns && json_array_size(debts)) {
+	if (smv_now_ns() >= next_ns)
 		debt = json_incref(json_array_get(debts, 0));
-		json_array_remove(debts, 0);
-	}
 	pthread_mutex_unlock(&lock);
 	if (!debt)
 		return;
 	paid = release(smv_json_field(debt, "address"), smv_json_field(debt, "lease"));
 	pthread_mutex_lock(&lock);
+	/* Still the first: others have added to the end. */
+	json_array_remove(debts, 0);
 	if (paid)
 		write_debts();
 	else
 		json_array_append(debts, debt);
 	next_ns = smv_now_ns() + AGAIN_NS;
 	pthread_mutex_unlock(&lock);
+}
+
+size_t smv_debts_count(void)
+{
+	size_t n;
+
+	pthread_mutex_lock(&lock);
+	n = json_array_size(debts);
+	pthread_mutex_unlock(&lock);
+	return n;
 }
 
 void smv_debts_end(void)

@@ -15,6 +15,8 @@ void smv_debts_init(const char *state_dir);
 void smv_debts_add(const struct smv_leases *leases, const struct smv_backing *backing);
 /** smv_debts_tick - now and then try one of them; blocks for a second at most. */
 void smv_debts_tick(void);
+/** smv_debts_count - how many there are. */
+size_t smv_debts_count(void);
 void smv_debts_end(void);
 
 #endif

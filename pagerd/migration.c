@@ -7,6 +7,7 @@
 #include "client/uffd.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
 #include "common/fault_point.h"
 #include "common/hex.h"
 #include "common/log.h"
@@ -53,7 +54,8 @@ typedef Smemv__V1__PrepareMigrationResponse PrepareResponse;
 
 /* One per VM, used again for its next migration, so that nobody can hold a stale one. */
 struct smv_migration {
-	pthread_mutex_t id_lock; /* guards id and ring_id against look-ups */
+	/* Guards id, ring_id and why against look-ups; a new id and its state come together. */
+	pthread_mutex_t id_lock;
 	char id[33];
 	uint64_t ring_id;
 
@@ -113,6 +115,25 @@ bool smv_migration_is(struct smv_migration *m, const char *id)
 	same = strcmp(m->id, id) == 0;
 	pthread_mutex_unlock(&m->id_lock);
 	return same;
+}
+
+/* Of the migration with this id. A VM's former ones are not under way any more. */
+static int state_of(struct smv_migration *m, const char *id)
+{
+	int state = ABORTED;
+
+	pthread_mutex_lock(&m->id_lock);
+	if (strcmp(m->id, id) == 0)
+		state = atomic_load(&m->state);
+	pthread_mutex_unlock(&m->id_lock);
+	return state;
+}
+
+static void set_why(struct smv_migration *m, const char *why)
+{
+	pthread_mutex_lock(&m->id_lock);
+	snprintf(m->why, sizeof(m->why), "%.199s", why);
+	pthread_mutex_unlock(&m->id_lock);
 }
 
 static bool has_ring(struct smv_migration *m, uint64_t ring_id)
@@ -405,16 +426,47 @@ static int check_sub_hosts(struct smv_vm *vm, const PrepareRequest *q, struct sm
 		"%zu sub-hosts: 1 to %d are possible", q->n_sub_hosts, SMV_SUB_HOSTS_MAX);
 }
 
+/* Down to which there is to be room for it. */
+static uint64_t least_budget(const PrepareRequest *q)
+{
+	return q->min_budget_bytes ? q->min_budget_bytes : q->budget_bytes;
+}
+
+static uint64_t budget_of(const struct smv_vm *vm, const PrepareRequest *q)
+{
+	return q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
+}
+
+static uint64_t room_of(const struct smv_vm *vm, const PrepareRequest *q)
+{
+	return smv_leases_room(vm->ram.bytes, least_budget(q));
+}
+
+static uint64_t floor_of(const struct smv_vm *vm, const PrepareRequest *q)
+{
+	return smv_leases_least_budget(vm->ram.bytes, room_of(vm, q));
+}
+
 static int check_budget(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
 {
 	char have[32];
 
 	(void)vm;
-	if (q->budget_bytes >= SMV_BUDGET_MIN)
+	if (q->budget_bytes >= SMV_BUDGET_MIN && least_budget(q) >= SMV_BUDGET_MIN &&
+		least_budget(q) <= q->budget_bytes)
 		return 0;
+	if (q->budget_bytes >= SMV_BUDGET_MIN)
+		return smv_fail(err, SMV_INVALID, "min-budget", "Change --min-budget.",
+			"a least budget of %s is not between %s and the budget",
+			smv_format_size(q->min_budget_bytes, have, sizeof(have)), "16 MiB");
 	return smv_fail(err, SMV_INVALID, "budget", "Raise --budget.",
 		"a budget of %s is too small, at least %s is needed",
 		smv_format_size(q->budget_bytes, have, sizeof(have)), "16 MiB");
+}
+
+static int check_memory(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	return smv_budget_check(vm, budget_of(vm, q), floor_of(vm, q), NULL, err);
 }
 
 static int check_transport(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
@@ -424,6 +476,15 @@ static int check_transport(struct smv_vm *vm, const PrepareRequest *q, struct sm
 		return 0;
 	return smv_fail(err, SMV_INVALID, "no-transport", "Choose auto, verbs or tcp.",
 		"there is no transport '%.40s'", q->transport);
+}
+
+static int check_loss_policy(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
+{
+	enum smv_loss_policy policy;
+	int r = smv_loss_policy_parse(q->loss_policy, &policy, err);
+
+	(void)vm;
+	return r < 0 ? r : smv_loss_policy_check(policy, err);
 }
 
 /* The RAM file of a VM that runs here holds data, of course: one reason is enough. */
@@ -459,7 +520,8 @@ static int check_free(struct smv_vm *vm, const PrepareRequest *q, struct smv_err
 
 /* Each looks at one thing, so that all that stands in the way can be told at once. */
 static int (*const checks[])(struct smv_vm *, const PrepareRequest *, struct smv_error *) = {
-	check_id, check_sub_hosts, check_budget, check_transport, check_layout, check_free};
+	check_id, check_sub_hosts, check_budget, check_transport, check_loss_policy, check_layout,
+	check_free, check_memory};
 
 static int check_request(struct smv_vm *vm, const PrepareRequest *q, struct smv_error *err)
 {
@@ -484,29 +546,31 @@ static void make_wish(const PrepareRequest *q, struct smv_transport_wish *wish)
 static int set_up(
 	struct smv_vm *vm, struct smv_migration *m, const PrepareRequest *q, struct smv_error *err)
 {
-	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
 	char owner[160], hostname[64] = "?", path[400];
 	struct smv_transport_wish wish;
 	struct smv_remote *trial;
 	int r;
 
+	if ((r = smv_budget_join(vm, budget_of(vm, q), floor_of(vm, q), err)) < 0)
+		return r;
 	make_wish(q, &wish);
 	gethostname(hostname, sizeof(hostname) - 1);
 	snprintf(owner, sizeof(owner), "%s on %s", vm->name, hostname);
 	r = smv_leases_create(&vm->leases, &vm->backing, (const char *const *)q->sub_hosts,
-		(unsigned int)q->n_sub_hosts, owner,
-		smv_leases_room(vm->ram.bytes, q->budget_bytes), &wish, q->insecure,
+		(unsigned int)q->n_sub_hosts, owner, room_of(vm, q), &wish, q->insecure,
 		LEASE_TIMEOUT_MS, vm->transport_reason, sizeof(vm->transport_reason), err);
 	if (r < 0)
 		return r;
 	vm->backed = true;
-	vm->renewed_ns = smv_now_ns();
+	vm->leases.vm = vm->name;
+	vm->renewed_ns = 0;
 	if (!endpoint_for(vm->backing.transport))
 		return smv_fail(err, SMV_REFUSED, "no-data-address",
 			"Start smemv-pagerd with a --data address of that transport.",
 			"the sub-hosts use transport %s, but this pager has no such data address",
 			smv_transport_name(vm->backing.transport));
-	vm->budget_bytes = budget;
+	vm->budget_bytes = budget_of(vm, q);
+	smv_loss_policy_parse(q->loss_policy, &vm->loss_policy, NULL);
 	if ((r = smv_pagemap_create(smv_vm_path(vm, "map", path, sizeof(path)), vm->name,
 		     vm->ram.nr_pages, &vm->map, err)) < 0)
 		return r;
@@ -521,7 +585,7 @@ static int set_up(
 		     &trial, err)) < 0)
 		return r;
 	smv_remote_close(trial);
-	m->hot_credit = smv_pager_hot_credit(budget / SMV_PAGE_SIZE);
+	m->hot_credit = smv_pager_hot_credit(vm->budget.granted);
 	if ((r = smv_vm_make_pager(vm, err)) < 0)
 		return r;
 	return ring_open(m, vm->backing.transport, err);
@@ -582,7 +646,7 @@ static void plan_sub_hosts(const PrepareRequest *q, Smemv__V1__PlanMigrationResp
 void smv_migration_plan(
 	struct smv_vm *vm, const PrepareRequest *q, Smemv__V1__PlanMigrationResponse *p)
 {
-	uint64_t budget = q->budget_bytes < vm->ram.bytes ? q->budget_bytes : vm->ram.bytes;
+	uint64_t share = 0;
 	bool sub_hosts_ok = true;
 	struct smv_error err;
 
@@ -596,11 +660,11 @@ void smv_migration_plan(
 		add_refusal(p, "main host", &err);
 		sub_hosts_ok &= checks[i] != check_sub_hosts && checks[i] != check_transport;
 	}
+	smv_budget_check(vm, budget_of(vm, q), floor_of(vm, q), &share, &err);
 	pthread_mutex_unlock(&vm->lock);
-	p->room_bytes = smv_leases_room(vm->ram.bytes, q->budget_bytes);
-	p->hot_credit_pages = q->budget_bytes >= SMV_BUDGET_MIN
-				      ? smv_pager_hot_credit(budget / SMV_PAGE_SIZE)
-				      : 0;
+	p->room_bytes = room_of(vm, q);
+	p->hot_credit_pages =
+		share >= SMV_BUDGET_MIN ? smv_pager_hot_credit(share / SMV_PAGE_SIZE) : 0;
 	if (sub_hosts_ok)
 		plan_sub_hosts(q, p);
 }
@@ -723,6 +787,16 @@ static void set_id(struct smv_migration *m, const char *id)
 	pthread_mutex_unlock(&m->id_lock);
 }
 
+/* Whoever finds the new id must not see how the former migration ended. */
+static void begin(struct smv_migration *m, const char *id)
+{
+	pthread_mutex_lock(&m->id_lock);
+	snprintf(m->id, sizeof(m->id), "%s", id);
+	m->why[0] = '\0';
+	atomic_store(&m->state, PREPARING);
+	pthread_mutex_unlock(&m->id_lock);
+}
+
 static int not_recorded(struct smv_error *err)
 {
 	return smv_fail(err, SMV_NO_ROOM, "state-dir",
@@ -751,22 +825,21 @@ int smv_migration_prepare(struct smv_vm *vm, const PrepareRequest *q, PrepareRes
 	}
 	m->applied = 0;
 	m->incoming_started = m->to_be_run = false;
-	m->why[0] = '\0';
 	touch(m);
-	/* Whoever finds the new id must not see how the former migration ended. */
-	atomic_store(&m->state, PREPARING);
-	set_id(m, q->migration_id);
+	begin(m, q->migration_id);
 	vm->state = SMV_VM_RECEIVING;
 	r = set_up(vm, m, q, err);
 	if (r == 0)
 		set_map_open(m, true);
+	/* To lease much memory takes long; the source was waiting for the answer. */
+	touch(m);
 	if (r == 0 && !change_state(m, PREPARING, RECEIVING))
 		r = smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration was aborted");
 	if (r == 0)
 		describe(vm, m, response);
 	pthread_mutex_unlock(&vm->lock);
 	if (r < 0) {
-		smv_migration_abort(vm, err->message, NULL);
+		smv_migration_abort(vm, q->migration_id, err->message, NULL);
 	} else {
 		char need[32];
 
@@ -810,6 +883,16 @@ static int place_cold(struct smv_vm *vm, uint64_t page, uint64_t slot, uint32_t 
 	return r;
 }
 
+/* Also a page that was sent before: meanwhile the guest has discarded it. */
+static int place_zero(struct smv_vm *vm, uint64_t page)
+{
+	smv_page_word old = smv_pagemap_get(&vm->map, page);
+
+	if (smv_word_state(old) == SMV_PAGE_COLD)
+		smv_slots_free(&vm->slots, smv_word_slot(old));
+	return smv_pager_uninstall(vm->pager, page);
+}
+
 static int apply_range(struct smv_vm *vm, const Smemv__V1__PageRange *range, struct smv_error *err)
 {
 	uint64_t nr = range->nr_pages;
@@ -834,26 +917,24 @@ static int apply_range(struct smv_vm *vm, const Smemv__V1__PageRange *range, str
 					"else");
 			continue;
 		}
-		switch (smv_word_state(smv_pagemap_get(&vm->map, page))) {
-		case SMV_PAGE_UNKNOWN:
-		case SMV_PAGE_ZERO:
-			smv_pagemap_place(
-				&vm->map, page, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
-			break;
-		default:
-			return bad_range(err, range, "a page with data cannot become zero");
-		}
+		if (place_zero(vm, page) < 0)
+			return bad_range(err, range, "a page cannot be made zero");
 	}
 	return 0;
 }
 
-static int not_receiving(const struct smv_migration *m, struct smv_error *err)
+static int not_receiving(struct smv_migration *m, const char *id, struct smv_error *err)
 {
+	int state = state_of(m, id);
+	char why[sizeof(m->why)] = "";
+
+	pthread_mutex_lock(&m->id_lock);
+	if (strcmp(m->id, id) == 0)
+		memcpy(why, m->why, sizeof(why));
+	pthread_mutex_unlock(&m->id_lock);
 	return smv_fail(err, SMV_ABORTED, "aborted", NULL, "the migration is %s%s%s",
-		atomic_load(&m->state) == ABORTED || atomic_load(&m->state) == ABORTING
-			? "aborted"
-			: "past this step",
-		m->why[0] ? ": " : "", m->why);
+		state == ABORTED || state == ABORTING ? "aborted" : "past this step",
+		why[0] ? ": " : "", why);
 }
 
 int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest *q,
@@ -864,8 +945,9 @@ int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest 
 
 	touch(m);
 	pthread_mutex_lock(&m->map_lock);
-	if (!m->map_open)
-		r = not_receiving(m, err);
+	/* While the map is open the id stays. */
+	if (!m->map_open || !smv_migration_is(m, q->migration_id))
+		r = not_receiving(m, q->migration_id, err);
 	else if (q->sequence > m->applied + 1)
 		r = smv_fail(err, SMV_INVALID, "report-gap", NULL,
 			"report %lu came after report %lu", q->sequence, m->applied);
@@ -913,15 +995,16 @@ static int ask_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
 	return 0;
 }
 
-int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error *err)
+int smv_migration_start_incoming(
+	struct smv_vm *vm, const char *id, char **uri, struct smv_error *err)
 {
 	struct smv_migration *m = vm->migration;
 	int r;
 
 	pthread_mutex_lock(&vm->lock);
 	touch(m);
-	if (atomic_load(&m->state) != RECEIVING) {
-		r = not_receiving(m, err);
+	if (state_of(m, id) != RECEIVING) {
+		r = not_receiving(m, id, err);
 	} else {
 		/* Written down before QEMU hears of it: from then on it cannot wait for another
 		 * migration, and its capability is to be put back. */
@@ -971,17 +1054,18 @@ int smv_migration_confirm(
 
 	pthread_mutex_lock(&vm->lock);
 	touch(m);
-	if (atomic_load(&m->state) != RECEIVING) {
-		r = not_receiving(m, err);
+	if (state_of(m, q->migration_id) != RECEIVING) {
+		r = not_receiving(m, q->migration_id, err);
 	} else {
 		set_map_open(m, false);
 		ring_close(m);
 		if ((r = compare_maps(vm, m, q, err)) == 0 &&
 			(r = smv_leases_fence(&vm->leases, &vm->backing, err)) == 0 &&
 			(r = smv_vm_save(vm, err)) == 0 && /* the new epoch */
+			(r = smv_vm_take_discards(vm, err)) == 0 &&
 			(r = smv_pager_start(vm->pager, err)) == 0 &&
 			!change_state(m, RECEIVING, CONFIRMED))
-			r = not_receiving(m, err);
+			r = not_receiving(m, q->migration_id, err);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	if (r < 0)
@@ -1039,14 +1123,14 @@ static void run_committed(struct smv_vm *vm, struct smv_migration *m)
 		if (strcmp(m->why, err.message) != 0)
 			smv_log_error("VM '%s' is committed, but does not run: %s", vm->name,
 				err.message);
-		snprintf(m->why, sizeof(m->why), "%.190s", err.message);
+		set_why(m, err.message);
 		/* The next try may need a new connection. */
 		if (vm->qmp)
 			smv_qmp_close(vm->qmp);
 		vm->qmp = NULL;
 		return;
 	}
-	m->why[0] = '\0';
+	set_why(m, "");
 	/* It would make the operator's next ordinary migration send no RAM. */
 	if (smv_qmp_set_capability(vm->qmp, "x-ignore-shared", m->ignored_shared, &err) < 0)
 		smv_log_warning("VM '%s': cannot restore the capability x-ignore-shared: %s",
@@ -1097,11 +1181,12 @@ static int end_commit(
 		why = tell(vm, m);
 	if (why) {
 		smv_migration_abort_locked(vm, why);
-		return not_receiving(m, err);
+		return not_receiving(m, m->id, err);
 	}
 	vm->state = SMV_VM_RUNNING;
 	smv_vm_save(vm, NULL); /* also without the log it runs here from now on */
-	smv_log_info("VM '%s': migration %s is committed", vm->name, m->id);
+	smv_event(SMV_EVENT_VM_RUNNING, vm->name, NULL, "VM '%s': migration %s is committed",
+		vm->name, m->id);
 	run_committed(vm, m);
 	atomic_store(&m->state, COMMITTED);
 	return 0;
@@ -1119,17 +1204,17 @@ static int commit_once_loaded(struct smv_vm *vm, struct smv_migration *m, struct
 		return smv_fail(err, SMV_UNAVAILABLE, "leases", "Check the sub-hosts.",
 			"a sub-host does not confirm its lease");
 	if (!change_state(m, CONFIRMED, COMMITTING))
-		return not_receiving(m, err);
+		return not_receiving(m, m->id, err);
 	return end_commit(vm, m, decide(vm, m), err);
 }
 
-int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
+int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call, const char *id,
 	unsigned int timeout_ms, Verdict *verdict, struct smv_error *err)
 {
 	struct smv_migration *m = vm->migration;
 	bool now = false;
 	uint64_t end;
-	int r;
+	int state, r;
 
 	if (timeout_ms > COMMIT_TIMEOUT_MAX_MS)
 		timeout_ms = COMMIT_TIMEOUT_MAX_MS;
@@ -1137,10 +1222,11 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 	touch(m);
 	for (;;) {
 		pthread_mutex_lock(&vm->lock);
-		if (atomic_load(&m->state) == COMMITTED)
+		state = state_of(m, id);
+		if (state == COMMITTED)
 			r = 0;
-		else if (atomic_load(&m->state) != CONFIRMED)
-			r = not_receiving(m, err);
+		else if (state != CONFIRMED)
+			r = not_receiving(m, id, err);
 		else
 			now = (r = commit_once_loaded(vm, m, err)) == 0;
 		pthread_mutex_unlock(&vm->lock);
@@ -1158,8 +1244,8 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
 	}
 	if (now)
 		smv_fault_point("after-cont");
-	if (r == 0)
-		smv_migration_verdict(vm, verdict);
+	if (r == 0 && smv_migration_verdict(vm, id, verdict) < 0)
+		r = not_receiving(m, id, err);
 	return r;
 }
 
@@ -1195,8 +1281,9 @@ static void undo(struct smv_vm *vm, struct smv_migration *m, const char *why)
 {
 	struct smv_error err;
 
-	snprintf(m->why, sizeof(m->why), "%s", why);
-	smv_log_warning("VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
+	set_why(m, why);
+	smv_event(SMV_EVENT_VM_MIGRATION_ABORTED, vm->name, NULL,
+		"VM '%s': migration %s is aborted: %s", vm->name, m->id, why);
 	/* Without a record a successor finds it open, or committed but QEMU gone: it aborts as
 	 * well. */
 	smv_verdicts_put(m->id, NULL, SMV_VERDICT_ABORTED, m->why);
@@ -1222,23 +1309,35 @@ void smv_migration_abort_locked(struct smv_vm *vm, const char *why)
 
 	/* What is COMMITTING while the lock is free for others was restored, and is not told yet.
 	 */
-	if (m && (begin_abort(m) || change_state(m, COMMITTING, ABORTING)))
+	if (m && (begin_abort(m) || change_state(m, COMMITTING, ABORTING) ||
+			 atomic_load(&m->state) == ABORTING)) /* by one who waits for the lock */
 		undo(vm, m, why);
 }
 
-void smv_migration_abort(struct smv_vm *vm, const char *why, Verdict *verdict)
+/* False: it has ended, or is of another id. */
+static bool begin_abort_of(struct smv_migration *m, const char *id)
+{
+	bool begun;
+
+	pthread_mutex_lock(&m->id_lock);
+	begun = (!id || strcmp(m->id, id) == 0) &&
+		(begin_abort(m) || atomic_load(&m->state) == ABORTING);
+	pthread_mutex_unlock(&m->id_lock);
+	return begun;
+}
+
+int smv_migration_abort(struct smv_vm *vm, const char *id, const char *why, Verdict *verdict)
 {
 	struct smv_migration *m = vm->migration;
 
 	/* First the state, then the lock: who holds it sees that it has lost. */
-	if (m && (begin_abort(m) || atomic_load(&m->state) == ABORTING)) {
+	if (m && begin_abort_of(m, id)) {
 		pthread_mutex_lock(&vm->lock);
 		if (atomic_load(&m->state) == ABORTING)
 			undo(vm, m, why);
 		pthread_mutex_unlock(&vm->lock);
 	}
-	if (verdict)
-		smv_migration_verdict(vm, verdict);
+	return verdict ? smv_migration_verdict(vm, id, verdict) : 0;
 }
 
 /* What is being decided is open to others. */
@@ -1247,20 +1346,30 @@ static int told_state(int state)
 	return state == COMMITTING || state == ABORTING ? CONFIRMED : state;
 }
 
-void smv_migration_verdict(struct smv_vm *vm, Verdict *verdict)
+int smv_migration_verdict(struct smv_vm *vm, const char *id, Verdict *verdict)
 {
 	struct smv_migration *m = vm->migration;
-	char state[64] = "";
+	char run_state[64] = "", why[sizeof(m->why)];
+	int state;
+	bool same;
 
 	if (pthread_mutex_trylock(&vm->lock) == 0) {
 		if (!vm->gone && vm->qmp)
-			smv_qmp_run_state(vm->qmp, state, sizeof(state), NULL);
+			smv_qmp_run_state(vm->qmp, run_state, sizeof(run_state), NULL);
 		pthread_mutex_unlock(&vm->lock);
 	}
+	pthread_mutex_lock(&m->id_lock);
+	same = strcmp(m->id, id) == 0;
+	state = atomic_load(&m->state);
+	memcpy(why, m->why, sizeof(why));
+	pthread_mutex_unlock(&m->id_lock);
+	if (!same)
+		return -ENOENT;
 	touch(m);
-	verdict->state = (Smemv__V1__MigrationState)told_state(atomic_load(&m->state));
-	verdict->destination_state = strdup(state);
-	verdict->why = strdup(m->why);
+	verdict->state = (Smemv__V1__MigrationState)told_state(state);
+	verdict->destination_state = strdup(run_state);
+	verdict->why = strdup(why);
+	return 0;
 }
 
 void smv_migration_check_silence(struct smv_vm *vm)
@@ -1272,7 +1381,7 @@ void smv_migration_check_silence(struct smv_vm *vm)
 
 	if ((state == PREPARING || state == RECEIVING || state == CONFIRMED) && now > last &&
 		now - last > SILENCE_NS)
-		smv_migration_abort(vm, "the source has not been heard of for 60 s", NULL);
+		smv_migration_abort(vm, NULL, "the source has not been heard of for 60 s", NULL);
 }
 
 /* Restored by a new pager, and nobody was told: the source still has the VM as a whole. */
@@ -1347,5 +1456,5 @@ void smv_migration_abort_restored(struct smv_vm *vm, const char *why)
 		return;
 	}
 	atomic_store(&m->state, ABORTING);
-	smv_migration_abort(vm, m->why[0] ? m->why : why, NULL);
+	smv_migration_abort(vm, NULL, m->why[0] ? m->why : why, NULL);
 }

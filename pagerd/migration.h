@@ -63,17 +63,27 @@ void smv_migration_plan(struct smv_vm *vm, const Smemv__V1__PrepareMigrationRequ
 	Smemv__V1__PlanMigrationResponse *response);
 int smv_migration_report(struct smv_vm *vm, const Smemv__V1__ReportPagesRequest *request,
 	uint64_t *applied, struct smv_error *err);
-int smv_migration_start_incoming(struct smv_vm *vm, char **uri, struct smv_error *err);
+/* The @id of a migration of this VM that has ended, and has a successor perhaps, is refused like
+ * one that was aborted. */
+int smv_migration_start_incoming(
+	struct smv_vm *vm, const char *id, char **uri, struct smv_error *err);
 int smv_migration_confirm(
 	struct smv_vm *vm, const Smemv__V1__ConfirmMapRequest *request, struct smv_error *err);
 /** smv_migration_commit - wait up to @timeout_ms for the destination to load the device state, then
  * commit. Ends early when @call's caller has gone. */
-int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call,
+int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call, const char *id,
 	unsigned int timeout_ms, Smemv__V1__MigrationVerdict *verdict, struct smv_error *err);
 
-/** smv_migration_abort - @verdict may be NULL. Takes the VM's lock. */
-void smv_migration_abort(struct smv_vm *vm, const char *why, Smemv__V1__MigrationVerdict *verdict);
-void smv_migration_verdict(struct smv_vm *vm, Smemv__V1__MigrationVerdict *verdict);
+/** smv_migration_abort - unless it has ended or is committed. Takes the VM's lock.
+ * @id: NULL: whichever it is, then @verdict is NULL
+ * @verdict: NULL, or gets what smv_migration_verdict() tells
+ *
+ * -ENOENT as there: the VM's migration has another id by now, and was left alone. */
+int smv_migration_abort(
+	struct smv_vm *vm, const char *id, const char *why, Smemv__V1__MigrationVerdict *verdict);
+/** smv_migration_verdict - -ENOENT: @id is not the VM's migration any more, see
+ * smv_migration_recall(). */
+int smv_migration_verdict(struct smv_vm *vm, const char *id, Smemv__V1__MigrationVerdict *verdict);
 
 /** smv_migration_abort_locked - the same with the VM's lock held, and also out of COMMITTING. */
 void smv_migration_abort_locked(struct smv_vm *vm, const char *why);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pagerd/service.h"
 
+#include "pagerd/budget.h"
 #include "pagerd/migration.h"
 #include "pagerd/vm.h"
+#include "rpc/events.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -52,12 +54,26 @@ HANDLER(register_vm)
 	return smv_vms_register(q->name, q->pid, q->qmp_path, q->shim_path, err);
 }
 
+/* Each once, however many leases there are on it. */
+static void fill_sub_hosts(const struct smv_backing *backing, VmInfo *info)
+{
+	info->sub_hosts = calloc(backing->nr_sub_hosts + 1, sizeof(*info->sub_hosts));
+	for (unsigned int h = 0; info->sub_hosts && h < backing->nr_sub_hosts; h++)
+		if (smv_backing_first_of(backing, h) == h)
+			info->sub_hosts[info->n_sub_hosts++] =
+				strdup(backing->sub_hosts[h].address);
+}
+
 static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, VmInfo *info)
 {
+	info->stall_ms = stats->stalls.ns / SMV_NS_PER_MS;
+	/* Even for less than that it is stalled. */
+	info->stalled_for_ms = (stats->stalls.present_ns + SMV_NS_PER_MS - 1) / SMV_NS_PER_MS;
 	info->name = strdup(vm->name);
 	info->state = (Smemv__V1__VmState)vm->state;
 	info->ram_bytes = vm->ram.bytes;
 	info->budget_bytes = vm->budget_bytes;
+	info->effective_budget_bytes = vm->budget.granted * SMV_PAGE_SIZE;
 	info->resident_bytes = smv_guest_ram_resident(&vm->ram);
 	info->trouble = strdup(vm->trouble[0]      ? vm->trouble
 			       : stats->trouble[0] ? stats->trouble
@@ -65,10 +81,9 @@ static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, Vm
 						   : "");
 	if (!vm->backed)
 		return;
+	info->loss_policy = strdup(smv_loss_policy_name(vm->loss_policy));
 	info->remote_bytes = smv_pagemap_count(&vm->map, SMV_PAGE_COLD) * SMV_PAGE_SIZE;
-	info->sub_hosts = calloc(vm->backing.nr_sub_hosts + 1, sizeof(*info->sub_hosts));
-	for (unsigned int h = 0; info->sub_hosts && h < vm->backing.nr_sub_hosts; h++)
-		info->sub_hosts[info->n_sub_hosts++] = strdup(vm->backing.sub_hosts[h].address);
+	fill_sub_hosts(&vm->backing, info);
 }
 
 HANDLER(list_vms)
@@ -83,14 +98,13 @@ HANDLER(list_vms)
 	(void)err;
 	p->vms = calloc(n + 1, sizeof(*p->vms));
 	for (size_t i = 0; i < n; i++) {
-		struct smv_pager_stats stats = {0};
+		struct smv_pager_stats stats;
 		VmInfo *info = calloc(1, sizeof(*info));
 
 		if (p->vms && info) {
 			smemv__v1__vm_info__init(info);
 			pthread_mutex_lock(&list[i]->lock);
-			if (list[i]->pager)
-				smv_pager_stats(list[i]->pager, &stats);
+			smv_vm_stats(list[i], &stats);
 			fill_info(list[i], &stats, info);
 			pthread_mutex_unlock(&list[i]->lock);
 			p->vms[p->n_vms++] = info;
@@ -106,19 +120,29 @@ static double us(uint64_t ns)
 	return (double)ns / 1000;
 }
 
+static void fill_stalls(const struct smv_stalls *stalls, VmStats *p)
+{
+	p->stalls = stalls->nr;
+	p->stalled = stalls->present_ns > 0;
+	p->stall_ms_p50 = us(stalls->p50_ns) / 1000;
+	p->stall_ms_p99 = us(stalls->p99_ns) / 1000;
+	p->stall_ms_max = us(stalls->max_ns) / 1000;
+}
+
 static void fill_stats(struct smv_vm *vm, VmStats *p)
 {
-	struct smv_pager_stats s = {0};
+	struct smv_pager_stats s;
 
-	if (vm->pager)
-		smv_pager_stats(vm->pager, &s);
+	smv_vm_stats(vm, &s);
 	fill_info(vm, &s, p->info);
+	fill_stalls(&s.stalls, p);
 	p->faults = s.faults;
 	p->page_ins = s.page_ins;
 	p->zero_fills = s.zero_fills;
 	p->evictions = s.evictions;
 	p->evictions_clean = s.evictions_clean;
 	p->evictions_aborted = s.evictions_aborted;
+	p->discards = s.discards;
 	p->faults_waited_for_room = s.faults_waited_for_room;
 	p->bytes_read = s.bytes_read;
 	p->bytes_written = s.bytes_written;
@@ -159,6 +183,31 @@ HANDLER(get_vm_stats)
 	pthread_mutex_unlock(&vm->lock);
 	smv_vm_put(vm);
 	return 0;
+}
+
+HANDLER(set_budget)
+{
+	const Smemv__V1__SetBudgetRequest *q = (const void *)request;
+	Smemv__V1__SetBudgetResponse *p = (void *)response;
+	struct smv_vm *vm = smv_vms_get(q->name);
+	int r;
+
+	(void)ctx;
+	(void)call;
+	if (!vm)
+		return no_vm(q->name, err);
+	r = smv_vm_set_budget(vm, q->budget_bytes, &p->added_room_bytes, err);
+	if (r == 0) {
+		pthread_mutex_lock(&vm->lock);
+		p->budget_bytes = vm->budget_bytes;
+		p->effective_budget_bytes = vm->budget.granted * SMV_PAGE_SIZE;
+		p->resident_bytes = smv_guest_ram_resident(&vm->ram);
+		p->slots = vm->slots.nr_extents * SMV_EXTENT_PAGES;
+		p->slots_free = vm->slots.nr_free;
+		p->room_bytes = vm->backing.nr_extents * SMV_EXTENT_BYTES;
+		pthread_mutex_unlock(&vm->lock);
+	}
+	return put(vm, r);
 }
 
 HANDLER(prepare_migration)
@@ -205,7 +254,8 @@ HANDLER(start_incoming)
 
 	(void)ctx;
 	(void)call;
-	return vm ? put(vm, smv_migration_start_incoming(vm, &p->uri, err)) : -ENOENT;
+	return vm ? put(vm, smv_migration_start_incoming(vm, q->migration_id, &p->uri, err))
+		  : -ENOENT;
 }
 
 HANDLER(confirm_map)
@@ -225,7 +275,8 @@ HANDLER(commit_migration)
 	struct smv_vm *vm = vm_of_migration(q->migration_id, err);
 
 	(void)ctx;
-	return vm ? put(vm, smv_migration_commit(vm, call, q->timeout_ms, (void *)response, err))
+	return vm ? put(vm, smv_migration_commit(vm, call, q->migration_id, q->timeout_ms,
+				    (void *)response, err))
 		  : -ENOENT;
 }
 
@@ -241,27 +292,29 @@ static int recall(const char *id, Smemv__V1__MigrationVerdict *verdict, struct s
 HANDLER(abort_migration)
 {
 	const Smemv__V1__AbortMigrationRequest *q = (const void *)request;
-	struct smv_vm *vm;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r = -ENOENT;
 
 	(void)ctx;
 	(void)call;
-	if (!(vm = smv_vms_get_by_migration(q->migration_id)))
-		return recall(q->migration_id, (void *)response, err);
-	smv_migration_abort(vm, q->why, (void *)response);
-	return put(vm, 0);
+	if (vm)
+		r = smv_migration_abort(vm, q->migration_id, q->why, (void *)response);
+	smv_vm_put(vm);
+	return r == 0 ? 0 : recall(q->migration_id, (void *)response, err);
 }
 
 HANDLER(get_migration)
 {
 	const Smemv__V1__GetMigrationRequest *q = (const void *)request;
-	struct smv_vm *vm;
+	struct smv_vm *vm = smv_vms_get_by_migration(q->migration_id);
+	int r = -ENOENT;
 
 	(void)ctx;
 	(void)call;
-	if (!(vm = smv_vms_get_by_migration(q->migration_id)))
-		return recall(q->migration_id, (void *)response, err);
-	smv_migration_verdict(vm, (void *)response);
-	return put(vm, 0);
+	if (vm)
+		r = smv_migration_verdict(vm, q->migration_id, (void *)response);
+	smv_vm_put(vm);
+	return r == 0 ? 0 : recall(q->migration_id, (void *)response, err);
 }
 
 int smv_pager_service_add(struct smv_rpc_server *server)
@@ -270,6 +323,7 @@ int smv_pager_service_add(struct smv_rpc_server *server)
 		{"RegisterVm", register_vm},
 		{"ListVms", list_vms},
 		{"GetVmStats", get_vm_stats},
+		{"SetBudget", set_budget},
 		{"PrepareMigration", prepare_migration},
 		{"PlanMigration", plan_migration},
 		{"ReportPages", report_pages},
@@ -278,6 +332,7 @@ int smv_pager_service_add(struct smv_rpc_server *server)
 		{"CommitMigration", commit_migration},
 		{"AbortMigration", abort_migration},
 		{"GetMigration", get_migration},
+		{"ListEvents", smv_rpc_list_events},
 		{NULL, NULL},
 	};
 

@@ -5,6 +5,8 @@
 #include "common/cleanup.h"
 #include "common/files.h"
 #include "common/json.h"
+#include "common/log.h"
+#include "pagerd/debts.h"
 #include "pagerd/migration.h"
 #include "vmm/maps.h"
 
@@ -37,13 +39,6 @@ static json_t *ram_to_json(const struct smv_guest_ram *ram)
 	return list;
 }
 
-static const char *const state_names[] = {
-	[SMV_VM_WAITING] = "waiting",
-	[SMV_VM_RECEIVING] = "receiving",
-	[SMV_VM_RUNNING] = "running",
-	[SMV_VM_FAILED] = "failed",
-};
-
 static int save_failed(const struct smv_vm *vm, const char *path, int r, struct smv_error *err)
 {
 	return smv_fail(err, SMV_NO_ROOM, "state-dir",
@@ -52,23 +47,38 @@ static int save_failed(const struct smv_vm *vm, const char *path, int r, struct 
 		path, strerror(-r));
 }
 
+/* With those that are being added. */
+static const struct smv_leases *leases_of(const struct smv_vm *vm)
+{
+	return vm->growth ? &vm->growth->all : &vm->leases;
+}
+
+static const struct smv_backing *backing_of(const struct smv_vm *vm)
+{
+	return vm->growth ? &vm->growth->all_backing : &vm->backing;
+}
+
 int smv_vm_save(struct smv_vm *vm, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *root = json_pack("{s:i, s:s, s:i, s:o, s:s, s:s, s:s, s:o}", "version",
 		VERSION, "name", vm->name, "pid", (int)vm->process.pid, "start_time",
 		smv_json_hex(vm->process.start_time), "qmp_path", vm->qmp_path, "shim_path",
-		vm->shim_path, "state", state_names[vm->state], "ram", ram_to_json(&vm->ram));
+		vm->shim_path, "state", smv_vm_state_name(vm->state), "ram", ram_to_json(&vm->ram));
 	char path[400];
 	int r = 0;
 
 	if (root && vm->backed) {
 		json_object_set_new(
 			root, "budget_bytes", json_integer((json_int_t)vm->budget_bytes));
+		json_object_set_new(root, "effective_budget_bytes",
+			json_integer((json_int_t)(vm->budget.granted * SMV_PAGE_SIZE)));
 		json_object_set_new(
 			root, "transport", json_string(smv_transport_name(vm->backing.transport)));
 		json_object_set_new(root, "transport_reason", json_string(vm->transport_reason));
+		json_object_set_new(
+			root, "loss_policy", json_string(smv_loss_policy_name(vm->loss_policy)));
 		r = json_object_set_new(
-			root, "leases", smv_leases_to_json(&vm->leases, &vm->backing));
+			root, "leases", smv_leases_to_json(leases_of(vm), backing_of(vm)));
 	}
 	if (root && vm->map_id)
 		json_object_set_new(root, "map_id", smv_json_hex(vm->map_id));
@@ -84,16 +94,18 @@ int smv_vm_save(struct smv_vm *vm, struct smv_error *err)
 int smv_vm_save_extents(const struct smv_vm *vm, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *root = json_object();
+	const struct smv_leases *leases = leases_of(vm);
+	const struct smv_backing *backing = backing_of(vm);
 	json_t *hosts = json_array(), *extents = json_array();
 	char path[400];
 	int r;
 
-	for (unsigned int h = 0; h < vm->backing.nr_sub_hosts; h++)
+	for (unsigned int h = 0; h < backing->nr_sub_hosts; h++)
 		json_array_append_new(
-			hosts, json_pack("{s:s, s:s}", "address", vm->backing.sub_hosts[h].address,
-				       "lease", vm->leases.leases[h].id));
-	for (uint64_t i = 0; i < vm->backing.nr_extents; i++) {
-		const struct smv_extent *x = &vm->backing.extents[i];
+			hosts, json_pack("{s:s, s:s}", "address", backing->sub_hosts[h].address,
+				       "lease", leases->leases[h].id));
+	for (uint64_t i = 0; i < backing->nr_extents; i++) {
+		const struct smv_extent *x = &backing->extents[i];
 
 		json_array_append_new(
 			extents, json_pack("[i,i,I]", (int)x->sub_host, (int)x->segment,
@@ -108,11 +120,12 @@ int smv_vm_save_extents(const struct smv_vm *vm, struct smv_error *err)
 
 /* --- reading ------------------------------------------------------------------------------ */
 
-static bool same_leases(const struct smv_vm *vm, const json_t *hosts)
+/* The first of the VM's, in the same order; those behind have no extents yet. */
+static bool are_leases_of(const struct smv_vm *vm, const json_t *hosts)
 {
-	if (json_array_size(hosts) != vm->leases.nr)
+	if (!json_array_size(hosts) || json_array_size(hosts) > vm->leases.nr)
 		return false;
-	for (unsigned int h = 0; h < vm->leases.nr; h++) {
+	for (unsigned int h = 0; h < json_array_size(hosts); h++) {
 		const char *id =
 			json_string_value(json_object_get(json_array_get(hosts, h), "lease"));
 
@@ -122,13 +135,30 @@ static bool same_leases(const struct smv_vm *vm, const json_t *hosts)
 	return true;
 }
 
+/* Somebody died while it added leases: nothing is in them. */
+static int give_back_unused(struct smv_vm *vm, unsigned int nr_used, struct smv_error *err)
+{
+	struct smv_backing rest_backing;
+	struct smv_leases rest;
+
+	if (nr_used == vm->leases.nr)
+		return 0;
+	if (smv_leases_split(&vm->leases, &vm->backing, nr_used, &rest, &rest_backing) < 0)
+		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	smv_log_info("VM '%s': %u leases without extents are given back", vm->name, rest.nr);
+	smv_debts_add(&rest, &rest_backing);
+	smv_leases_forget(&rest, &rest_backing);
+	return 0;
+}
+
 int smv_vm_load_extents(struct smv_vm *vm, struct smv_error *err)
 {
 	char path[400];
 	CLEANUP_JSON json_t *root =
 		json_load_file(smv_vm_path(vm, "extents.json", path, sizeof(path)), 0, NULL);
 	const json_t *extents = json_object_get(root, "extents");
-	bool good = json_array_size(extents) && same_leases(vm, json_object_get(root, "sub_hosts"));
+	const json_t *hosts = json_object_get(root, "sub_hosts");
+	bool good = json_array_size(extents) && are_leases_of(vm, hosts);
 	size_t i;
 	json_t *row;
 
@@ -142,10 +172,11 @@ int smv_vm_load_extents(struct smv_vm *vm, struct smv_error *err)
 			       (unsigned int)segment, (uint64_t)offset, 1) == 0;
 	}
 	if (good)
-		return 0;
+		return give_back_unused(vm, (unsigned int)json_array_size(hosts), err);
 	return smv_fail(err, SMV_DATA_LOSS, "extents",
-		"The VM waits as it is. If the file was put elsewhere, put it back and start "
-		"smemv-pagerd again; without it the VM's memory cannot be found: end the VM.",
+		"The VM waits as it is. If the file was put elsewhere, put it back: it is "
+		"looked for every ten seconds; without it the VM's memory cannot be found: end the "
+		"VM.",
 		"the extent table of VM '%s', %s, is missing, broken or of other leases", vm->name,
 		path);
 }

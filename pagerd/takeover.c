@@ -12,10 +12,15 @@
  *   5. The page map is checked, then settled (client/settle.h).
  *   6. Serve; wake all waiters, whose messages the old pager may have read.
  *   7. Only now QMP, and with patience: a thread that waited for a page may have held QEMU's lock.
+ *
+ * A VM that runs here and could not be taken over (its process was stopped, say) is tried again
+ * every ten seconds, from its files, by a thread of its own; the VM that was found first stays in
+ * the list until another is served in its place.
  */
 #include "client/leases_state.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "pagerd/migration.h"
@@ -23,6 +28,7 @@
 #include "pagerd/verdicts.h"
 
 #include <dirent.h>
+#include <stdatomic.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +37,7 @@
 #define LEASE_TIMEOUT_MS 5000
 #define FENCE_TIMEOUT_MS 2000
 #define RELEASE_TIMEOUT_MS 2000
+#define AGAIN_NS (10 * SMV_NS_PER_S)
 
 /* 0; -ESRCH only on proof that it has ended, because then its memory is given back. */
 static int find_process(struct smv_vm *vm)
@@ -79,10 +86,14 @@ static int read_leases(struct smv_vm *vm, const json_t *state, struct smv_error 
 	if (r < 0)
 		return r;
 	vm->backed = true;
+	vm->leases.vm = vm->name;
 	smv_json_to_hex(json_object_get(state, "map_id"), &vm->map_id);
 	vm->budget_bytes = (uint64_t)json_integer_value(json_object_get(state, "budget_bytes"));
+	vm->budget.granted =
+		(uint64_t)json_integer_value(json_object_get(state, "effective_budget_bytes")) /
+		SMV_PAGE_SIZE;
 	snprintf(vm->transport_reason, sizeof(vm->transport_reason), "%s", reason ? reason : "");
-	return 0;
+	return smv_loss_policy_parse(smv_json_field(state, "loss_policy"), &vm->loss_policy, err);
 }
 
 /* Its process ended while nobody looked. */
@@ -90,7 +101,8 @@ static void bury(struct smv_vm *vm)
 {
 	char path[400];
 
-	smv_log_info("VM '%s': QEMU's process has ended while no smemv-pagerd ran", vm->name);
+	smv_event(SMV_EVENT_VM_ENDED, vm->name, NULL,
+		"VM '%s': QEMU's process has ended while no smemv-pagerd ran", vm->name);
 	vm->leases.timeout_ms = RELEASE_TIMEOUT_MS;
 	smv_vm_back_out(vm);
 	unlink(smv_vm_path(vm, "vm.json", path, sizeof(path)));
@@ -116,6 +128,7 @@ static int fence(struct smv_vm *vm, struct smv_error *err)
 static int resume(struct smv_vm *vm, struct smv_error *err)
 {
 	struct smv_taken_over report;
+	struct smv_pager_stats stats;
 	uint64_t start = smv_now_ns();
 	char path[400];
 	int r;
@@ -130,28 +143,41 @@ static int resume(struct smv_vm *vm, struct smv_error *err)
 		return r;
 	if (smv_slots_create(vm->backing.nr_extents, &vm->slots) < 0)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
+	smv_budget_restore(vm);
 	if ((r = smv_vm_make_pager(vm, err)) < 0 ||
 		(r = smv_pager_take_over(vm->pager, &report, err)) < 0 ||
+		(r = smv_vm_take_discards(vm, err)) < 0 ||
 		(r = smv_pager_start(vm->pager, err)) < 0)
 		return r;
 	vm->renewed_ns = 0;
-	smv_log_info(
-		"VM '%s': taken over in %lu ms; pages on their way: %lu fetched, %lu evicted, %lu "
-		"saved, %lu placed; %lu punched, %lu lost; epoch %u",
-		vm->name, (unsigned long)((smv_now_ns() - start) / SMV_NS_PER_MS), report.fetching,
-		report.out, report.saved, report.placed, report.punched, report.lost,
-		vm->leases.epoch);
+	smv_pager_stats(vm->pager, &stats);
+	smv_event(SMV_EVENT_VM_TAKEN_OVER, vm->name, NULL,
+		"VM '%s': taken over in %lu ms, after %lu ms without a pager; pages on their way: "
+		"%lu fetched, %lu evicted, %lu saved, %lu placed; %lu punched, %lu lost; epoch %u",
+		vm->name, (unsigned long)((smv_now_ns() - start) / SMV_NS_PER_MS),
+		(unsigned long)(stats.stalls.ns / SMV_NS_PER_MS), report.fetching, report.out,
+		report.saved, report.placed, report.punched, report.lost, vm->leases.epoch);
 	return 0;
 }
 
 /* It cannot be served: it waits, unharmed, and says why. */
 static void stall(struct smv_vm *vm, const struct smv_error *err)
 {
+	char text[sizeof(vm->trouble)];
+
 	smv_pager_destroy(vm->pager);
 	vm->pager = NULL;
 	vm->nr_unfenced = 0;
-	snprintf(vm->trouble, sizeof(vm->trouble), "not taken over: %.380s", err->message);
-	smv_log_error("VM '%s' is %s %s", vm->name, vm->trouble, err->hint);
+	if (vm->backed)
+		smv_budget_restore(vm); /* what it holds it holds */
+	vm->unsaved = false;            /* whoever tries again writes a new epoch */
+	if (vm->state == SMV_VM_RUNNING && !vm->unserved_since_ns)
+		vm->unserved_since_ns = smv_now_ns();
+	snprintf(text, sizeof(text), "not taken over: %.380s", err->message);
+	if (strcmp(text, vm->trouble) != 0)
+		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL, "VM '%s' is %s %s", vm->name,
+			text, err->hint);
+	memcpy(vm->trouble, text, sizeof(text));
 }
 
 static bool is_committed(const struct smv_vm *vm, const json_t *state)
@@ -169,11 +195,14 @@ static bool is_committed(const struct smv_vm *vm, const json_t *state)
 	return false;
 }
 
-static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
+/* 0, or it is stalled. @r: what was read of its leases; if they are not known, nothing is written
+ * of a VM that runs here, because that would be without them. */
+static int go_on(struct smv_vm *vm, const json_t *state, int r, struct smv_error *err)
 {
 	const char *was = smv_json_field(state, "state");
-	int r = smv_vm_attach_process(vm, err);
 
+	if (r == 0)
+		r = smv_vm_attach_process(vm, err);
 	if (r == 0)
 		r = smv_vm_open_ram(vm, state, err);
 	if (vm->migration && is_committed(vm, state)) {
@@ -190,7 +219,7 @@ static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
 			smv_migration_abort_restored(vm, err->message);
 		else
 			smv_migration_restored(vm);
-		return;
+		return r;
 	}
 	if (strcmp(was, "receiving") == 0 || strcmp(was, "running") == 0) {
 		vm->state = SMV_VM_RECEIVING;
@@ -199,23 +228,33 @@ static void go_on(struct smv_vm *vm, const json_t *state, struct smv_error *err)
 		smv_migration_abort_restored(vm, "smemv-pagerd was restarted before the commit");
 		if (r < 0)
 			stall(vm, err);
-		return;
+		return r;
 	}
 	vm->state = strcmp(was, "failed") == 0 ? SMV_VM_FAILED : SMV_VM_WAITING;
 	if (r < 0)
 		stall(vm, err);
 	else
 		smv_log_info("VM '%s': found again, it waits", vm->name);
+	return r;
 }
 
 static void take_over(struct smv_vm *vm, json_t *state)
 {
 	struct smv_error err = {0};
-	int r = find_process(vm);
+	int r = find_process(vm), known;
 
 	smv_migration_from_json(vm, json_object_get(state, "migration"));
-	if (read_leases(vm, state, &err) < 0)
-		smv_log_error("VM '%s': %s", vm->name, err.message);
+	known = read_leases(vm, state, &err);
+	if (r == -ESRCH && known < 0) {
+		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL,
+			"VM '%s': QEMU's process has ended, but its leases cannot be given back: "
+			"%s. Start an smemv-pagerd that can, or remove the VM's file and release "
+			"them at the sub-hosts (smemvctl release)",
+			vm->name, err.message);
+		if (vm->backed)
+			smv_leases_forget(&vm->leases, &vm->backing);
+		return;
+	}
 	if (r == -ESRCH) {
 		if (vm->migration)
 			smv_migration_abort_restored(vm, "QEMU's process has ended");
@@ -223,7 +262,7 @@ static void take_over(struct smv_vm *vm, json_t *state)
 		return;
 	}
 	if (r < 0) {
-		smv_log_error(
+		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL,
 			"VM '%s': cannot see whether process %d lives: %s. Nobody serves it; all "
 			"is left as it is. Start smemv-pagerd again",
 			vm->name, (int)vm->process.pid, strerror(-r));
@@ -231,7 +270,7 @@ static void take_over(struct smv_vm *vm, json_t *state)
 			smv_leases_forget(&vm->leases, &vm->backing);
 		return;
 	}
-	go_on(vm, state, &err);
+	go_on(vm, state, known, &err);
 	if (smv_vms_add(vm, &err) < 0)
 		smv_log_error("VM '%s': %s", vm->name, err.message);
 }
@@ -256,7 +295,7 @@ static void *job_main(void *arg)
 	if (read_identity(vm, state, &err) == 0)
 		take_over(vm, state);
 	else
-		smv_log_error(
+		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, job->name, NULL,
 			"%s: %s: nobody serves VM '%s'. If a good copy exists, put it in place "
 			"and start smemv-pagerd again; else end the VM and remove the file",
 			path, err.message, job->name);
@@ -312,4 +351,100 @@ void smv_vms_take_over(void)
 		if (jobs[i].running)
 			pthread_join(jobs[i].thread, NULL);
 	smv_verdicts_abort_rest(is_here);
+}
+
+/* --- again -------------------------------------------------------------------------------- */
+
+static struct {
+	pthread_t thread;
+	bool running; /* until it is joined */
+	atomic_bool done;
+	uint64_t next_ns;
+} again;
+
+static void try_again(struct smv_vm *old)
+{
+	struct smv_vm *vm = smv_vm_new(old->name);
+	CLEANUP_JSON json_t *state = NULL;
+	struct smv_error err = {0};
+	char path[400];
+	int r;
+
+	if (!vm)
+		return;
+	/* The same reason is not said twice. */
+	memcpy(vm->trouble, old->trouble, sizeof(vm->trouble));
+	state = json_load_file(smv_vm_path(vm, "vm.json", path, sizeof(path)), 0, NULL);
+	if ((r = read_identity(vm, state, &err)) == 0 && (r = find_process(vm)) == 0) {
+		smv_migration_from_json(vm, json_object_get(state, "migration"));
+		r = read_leases(vm, state, &err);
+	}
+	if (r == 0)
+		r = go_on(vm, state, 0, &err);
+	if (r == 0)
+		vm->trouble[0] = '\0';
+	/* What could not be served is in no list: nothing of it is given back. */
+	if (r == 0)
+		r = smv_vms_replace(old, vm);
+	if (r == 0) {
+		pthread_mutex_lock(&vm->lock);
+		smv_budget_restore(vm); /* again, as it is in the list now */
+		pthread_mutex_unlock(&vm->lock);
+	} else {
+		smv_vm_leave(vm);
+	}
+	smv_vm_put(vm);
+}
+
+static bool is_stalled(struct smv_vm *vm, const void *unused)
+{
+	bool stalled = false;
+
+	(void)unused;
+	if (pthread_mutex_trylock(&vm->lock) == 0) {
+		stalled = vm->state == SMV_VM_RUNNING && vm->trouble[0] && !vm->gone &&
+			  smv_vm_is_alive(vm);
+		pthread_mutex_unlock(&vm->lock);
+	}
+	return stalled;
+}
+
+static void *again_main(void *unused)
+{
+	struct smv_vm **list;
+	size_t n = smv_vms_list(&list);
+
+	for (size_t i = 0; i < n; i++) {
+		if (is_stalled(list[i], NULL))
+			try_again(list[i]);
+		smv_vm_put(list[i]);
+	}
+	free(list);
+	atomic_store(&again.done, true);
+	return unused;
+}
+
+void smv_vms_take_over_rest(void)
+{
+	struct smv_vm *stalled;
+
+	if (again.running && !atomic_load(&again.done))
+		return;
+	smv_vms_take_over_end();
+	if (smv_now_ns() < again.next_ns)
+		return;
+	again.next_ns = smv_now_ns() + AGAIN_NS;
+	stalled = smv_vms_get_where(is_stalled, NULL);
+	if (stalled) {
+		atomic_store(&again.done, false);
+		again.running = pthread_create(&again.thread, NULL, again_main, NULL) == 0;
+	}
+	smv_vm_put(stalled);
+}
+
+void smv_vms_take_over_end(void)
+{
+	if (again.running)
+		pthread_join(again.thread, NULL);
+	again.running = false;
 }

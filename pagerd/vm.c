@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pagerd/vm.h"
 
+#include "client/discard.h"
 #include "client/uffd.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
+#include "common/fault_point.h"
 #include "common/files.h"
 #include "common/log.h"
 #include "client/leases_state.h"
@@ -17,8 +20,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,6 +32,7 @@
 #define QMP_AGAIN_TIMEOUT_MS 500
 #define QMP_AGAIN_NS (3 * SMV_NS_PER_S)
 #define DATA_TIMEOUT_MS 5000
+#define LOSS_CONFIRM_MS 5000
 #define FENCE_TIMEOUT_MS 1000
 #define FENCE_AGAIN_NS (1 * SMV_NS_PER_S)
 #define RENEW_NS (15 * SMV_NS_PER_S)
@@ -37,11 +43,13 @@ static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct smv_vm *vms[MAX_VMS];
 static size_t nr_vms;
 static char state_dir[256];
+static bool skip_checksums;
 
-int smv_vms_init(const char *dir, struct smv_error *err)
+int smv_vms_init(const char *dir, bool no_checksums, struct smv_error *err)
 {
 	int r;
 
+	skip_checksums = no_checksums;
 	if (snprintf(state_dir, sizeof(state_dir), "%s", dir) >= (int)sizeof(state_dir))
 		return smv_fail(
 			err, SMV_INVALID, "state-dir", NULL, "--state-dir '%s' is too long", dir);
@@ -62,6 +70,16 @@ char *smv_vm_path(const struct smv_vm *vm, const char *suffix, char *buf, size_t
 	return buf;
 }
 
+const char *smv_vm_state_name(enum smv_vm_state state)
+{
+	static const char *const names[] = {[SMV_VM_WAITING] = "waiting",
+		[SMV_VM_RECEIVING] = "receiving",
+		[SMV_VM_RUNNING] = "running",
+		[SMV_VM_FAILED] = "failed"};
+
+	return names[state];
+}
+
 struct smv_vm *smv_vm_ref(struct smv_vm *vm)
 {
 	atomic_fetch_add(&vm->refs, 1);
@@ -70,6 +88,9 @@ struct smv_vm *smv_vm_ref(struct smv_vm *vm)
 
 static void unregister_uffd(struct smv_vm *vm)
 {
+	/* Whether it was we who took them or a pager before us: nobody records them any more. */
+	if (vm->uffd_registered)
+		smv_shim_give_back_discards(vm->shim);
 	for (unsigned int i = 0; vm->uffd_registered && i < vm->ram.nr_blocks; i++)
 		smv_uffd_unregister(
 			vm->uffd, vm->ram.blocks[i].host_addr, vm->ram.blocks[i].size_bytes);
@@ -88,6 +109,7 @@ void smv_vm_back_out(struct smv_vm *vm)
 		smv_leases_forget(&vm->leases, &vm->backing);
 	}
 	vm->backed = false;
+	smv_budget_leave(vm);
 	smv_slots_destroy(&vm->slots);
 	smv_pagemap_destroy(&vm->map);
 	vm->map_id = 0;
@@ -146,6 +168,20 @@ int smv_vm_attach_uffd(struct smv_vm *vm, bool again, struct smv_error *err)
 	return 0;
 }
 
+void smv_vm_stats(const struct smv_vm *vm, struct smv_pager_stats *stats)
+{
+	uint64_t ns;
+
+	memset(stats, 0, sizeof(*stats));
+	if (vm->pager) {
+		smv_pager_stats(vm->pager, stats);
+	} else if (vm->unserved_since_ns) {
+		ns = smv_now_ns() - vm->unserved_since_ns;
+		stats->stalls =
+			(struct smv_stalls){.nr = 1, .ns = ns, .present_ns = ns, .max_ns = ns};
+	}
+}
+
 static int zap_by_shim(void *ctx, uint64_t addr, uint64_t len)
 {
 	struct smv_vm *vm = ctx;
@@ -164,11 +200,36 @@ int smv_vm_make_pager(struct smv_vm *vm, struct smv_error *err)
 		.pagemap_fd = vm->pagemap_fd,
 		.zap = zap_by_shim,
 		.zap_ctx = vm,
-		.budget_pages = vm->budget_bytes / SMV_PAGE_SIZE,
-		.timeout_ms = DATA_TIMEOUT_MS};
+		.budget_pages = vm->budget.granted,
+		.timeout_ms = DATA_TIMEOUT_MS,
+		.loss_policy = vm->loss_policy,
+		.loss_confirm_ms = LOSS_CONFIRM_MS,
+		.skip_checksums = skip_checksums};
 
 	snprintf(config.name, sizeof(config.name), "%s", vm->name);
 	return smv_pager_create(&config, &vm->pager, err);
+}
+
+int smv_vm_take_discards(struct smv_vm *vm, struct smv_error *err)
+{
+	struct smv_shim_file files[SMV_RAM_BLOCKS_MAX];
+	int r, fd;
+
+	if (!vm->shim)
+		return 0;
+	for (unsigned int i = 0; i < vm->ram.nr_blocks; i++) {
+		const struct smv_ram_block *b = &vm->ram.blocks[i];
+		struct stat st;
+
+		if (fstat(b->fd, &st) < 0)
+			return smv_fail(err, smv_code_from_errno(errno), "ram-file", NULL,
+				"cannot tell which file RAM block '%s' of VM '%s' is: %s", b->id,
+				vm->name, strerror(errno));
+		files[i] = (struct smv_shim_file){
+			st.st_dev, st.st_ino, b->host_addr, b->size_bytes, b->file_offset};
+	}
+	r = smv_shim_take_discards(vm->shim, files, vm->ram.nr_blocks, &fd, err);
+	return r < 0 ? r : smv_pager_serve_discards(vm->pager, fd, err);
 }
 
 static void vm_free(struct smv_vm *vm)
@@ -367,6 +428,40 @@ static void forget(struct smv_vm *vm)
 		smv_vm_put(vm);
 }
 
+void smv_vm_leave(struct smv_vm *vm)
+{
+	smv_pager_destroy(vm->pager);
+	vm->pager = NULL;
+	if (vm->backed)
+		smv_leases_forget(&vm->leases, &vm->backing);
+	vm->backed = false;
+	smv_slots_destroy(&vm->slots);
+	smv_pagemap_destroy(&vm->map);
+}
+
+int smv_vms_replace(struct smv_vm *old, struct smv_vm *vm)
+{
+	int r = -ESRCH;
+
+	pthread_mutex_lock(&old->lock);
+	pthread_mutex_lock(&registry_lock);
+	for (size_t i = 0; i < nr_vms && !old->gone && r < 0; i++) {
+		if (vms[i] == old) {
+			vms[i] = smv_vm_ref(vm);
+			r = 0;
+		}
+	}
+	pthread_mutex_unlock(&registry_lock);
+	if (r == 0) {
+		smv_vm_leave(old);
+		old->gone = true;
+	}
+	pthread_mutex_unlock(&old->lock);
+	if (r == 0)
+		smv_vm_put(old);
+	return r;
+}
+
 int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
 	struct smv_error *err)
 {
@@ -397,7 +492,8 @@ int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const ch
 	}
 	pthread_mutex_unlock(&vm->lock);
 	if (r == 0)
-		smv_log_info("VM '%s': registered, process %d, %lu MiB in %u RAM blocks", name,
+		smv_event(SMV_EVENT_VM_REGISTERED, name, NULL,
+			"VM '%s': registered, process %d, %lu MiB in %u RAM blocks", name,
 			(int)vm->process.pid, vm->ram.bytes >> 20, vm->ram.nr_blocks);
 	smv_vm_put(vm);
 	return r;
@@ -412,7 +508,8 @@ static void end_vm_locked(struct smv_vm *vm, const char *why)
 	vm->gone = true;
 	smv_vm_back_out(vm);
 	unlink(smv_vm_path(vm, "vm.json", path, sizeof(path)));
-	smv_log_info("VM '%s': %s; its leases are released", vm->name, why);
+	smv_event(SMV_EVENT_VM_ENDED, vm->name, NULL, "VM '%s': %s; its leases are released",
+		vm->name, why);
 }
 
 /* Sub-hosts that were away at the takeover; the lock is held. */
@@ -457,11 +554,12 @@ static void watch_locked(struct smv_vm *vm)
 	}
 	switch (smv_watch_check(&vm->watch, vm->qmp, vm->process.pid, &err)) {
 	case 1:
-		smv_log_error(
+		smv_event(SMV_EVENT_VM_AT_RISK, vm->name, NULL,
 			"VM '%s': its memory is at risk: %s %s", vm->name, err.message, err.hint);
 		break;
 	case 2:
-		smv_log_info("VM '%s': what put its memory at risk is gone", vm->name);
+		smv_event(SMV_EVENT_VM_RISK_ENDED, vm->name, NULL,
+			"VM '%s': what put its memory at risk is gone", vm->name);
 		break;
 	case 0:
 		break;
@@ -470,14 +568,32 @@ static void watch_locked(struct smv_vm *vm)
 	}
 }
 
+/* The lock is held. Its leases are released when it has ended, as those of any VM. */
+static void kill_if_fatal(struct smv_vm *vm)
+{
+	char why[400];
+
+	if (!vm->pager || vm->killed || !smv_pager_is_fatal(vm->pager, why, sizeof(why)))
+		return;
+	vm->killed = true;
+	smv_event(SMV_EVENT_VM_KILLED, vm->name, NULL,
+		"VM '%s' is killed, as is its loss policy: %s", vm->name, why);
+	if (!smv_fault_point("loss-skip-kill") &&
+		pidfd_send_signal(vm->pidfd, SIGKILL, NULL, 0) < 0)
+		smv_log_error("VM '%s': cannot kill process %d, it waits: %s", vm->name,
+			(int)vm->process.pid, strerror(errno));
+}
+
 /* The lock is held. */
 static void tick_locked(struct smv_vm *vm)
 {
+	kill_if_fatal(vm);
 	if (vm->backed && smv_now_ns() - vm->renewed_ns > RENEW_NS) {
 		smv_leases_renew(&vm->leases, &vm->backing);
 		vm->renewed_ns = smv_now_ns();
 	}
 	fence_rest(vm);
+	smv_budget_tick_locked(vm);
 	if (vm->unsaved)
 		smv_vm_save(vm, NULL);
 	if (vm->state == SMV_VM_RUNNING)
@@ -517,19 +633,6 @@ void smv_vms_tick(void)
 	smv_debts_tick();
 }
 
-/* Serving ends in order: an eviction under way is finished or taken back. All else is in the VM's
- * files. */
-static void leave_to_next(struct smv_vm *vm)
-{
-	smv_pager_destroy(vm->pager);
-	vm->pager = NULL;
-	if (vm->backed)
-		smv_leases_forget(&vm->leases, &vm->backing);
-	vm->backed = false;
-	smv_slots_destroy(&vm->slots);
-	smv_pagemap_destroy(&vm->map);
-}
-
 size_t smv_vms_shutdown(void)
 {
 	struct smv_vm **list;
@@ -538,7 +641,7 @@ size_t smv_vms_shutdown(void)
 	for (size_t i = 0; i < n; i++) {
 		struct smv_vm *vm = list[i];
 
-		smv_migration_abort(vm, "smemv-pagerd was ended", NULL);
+		smv_migration_abort(vm, NULL, "smemv-pagerd was ended", NULL);
 		pthread_mutex_lock(&vm->lock);
 		if (!smv_vm_is_alive(vm)) {
 			end_vm_locked(vm, "QEMU's process has ended");
@@ -549,7 +652,7 @@ size_t smv_vms_shutdown(void)
 						"next smemv-pagerd",
 					vm->name);
 			}
-			leave_to_next(vm);
+			smv_vm_leave(vm);
 		}
 		vm->gone = true;
 		pthread_mutex_unlock(&vm->lock);

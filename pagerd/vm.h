@@ -15,10 +15,11 @@
 #ifndef SMV_PAGERD_VM_H
 #define SMV_PAGERD_VM_H
 
-#include "client/leases.h"
+#include "client/leases_growth.h"
 #include "client/pager.h"
 #include "common/error.h"
 #include "common/process.h"
+#include "pagerd/budget.h"
 #include "vmm/guest_ram.h"
 #include "vmm/qmp.h"
 #include "vmm/runtime.h"
@@ -31,6 +32,9 @@
 #define SMV_VM_NAME_MAX 64
 
 enum smv_vm_state { SMV_VM_WAITING = 1, SMV_VM_RECEIVING, SMV_VM_RUNNING, SMV_VM_FAILED };
+
+/** smv_vm_state_name - "running". */
+const char *smv_vm_state_name(enum smv_vm_state state);
 
 struct smv_migration;
 
@@ -61,7 +65,12 @@ struct smv_vm {
 	uint64_t map_id; /* of its file; 0: there is none */
 	struct smv_slots slots;
 	struct smv_pager *pager;
-	uint64_t budget_bytes;
+	uint64_t budget_bytes;       /* what the operator asked for */
+	struct smv_vm_budget budget; /* what it is granted of that */
+	/* Leases that are being added, to be written down; else NULL. */
+	const struct smv_leases_growth *growth;
+	enum smv_loss_policy loss_policy;
+	bool killed;         /* because of it */
 	uint64_t renewed_ns; /* when the leases were */
 	char transport_reason[200];
 	bool backed; /* leases, backing, map, slots and pager are set up */
@@ -70,14 +79,16 @@ struct smv_vm {
 	bool fenced[SMV_SUB_HOSTS_MAX];
 	unsigned int nr_unfenced; /* sub-hosts that could not be fenced yet */
 	uint64_t fence_retry_ns;
-	bool unsaved; /* its file could not be written; tried again */
+	bool unsaved;           /* its file could not be written; tried again */
 	struct smv_watch watch; /* of a VM that runs here */
 	uint64_t watch_retry_ns;
 	char trouble[400]; /* why it could not be taken over: it waits; else empty */
+	uint64_t unserved_since_ns; /* of a VM that runs here and could not be taken over; else 0 */
 };
 
-/** smv_vms_init - @state_dir: where page maps and commit records go. */
-int smv_vms_init(const char *state_dir, struct smv_error *err);
+/** smv_vms_init - @state_dir: where page maps and commit records go. @skip_checksums: for all VMs,
+ * see struct smv_pager_config. */
+int smv_vms_init(const char *state_dir, bool skip_checksums, struct smv_error *err);
 
 /** smv_vms_register - take over a QEMU started by smemv-run. */
 int smv_vms_register(const char *name, pid_t pid, const char *qmp_path, const char *shim_path,
@@ -108,6 +119,13 @@ const char *smv_vms_state_dir(void);
 struct smv_vm *smv_vm_new(const char *name);
 /** smv_vms_add - into the list, which takes a reference of its own. */
 int smv_vms_add(struct smv_vm *vm, struct smv_error *err);
+/** smv_vms_replace - @vm takes @old's place in the list; @old is left as by smv_vm_leave(). -ESRCH:
+ * @old is in the list no more. */
+int smv_vms_replace(struct smv_vm *old, struct smv_vm *vm);
+/** smv_vm_leave - leave the VM to another pager, or another struct smv_vm: serving ends in order, an
+ * eviction under way is finished or taken back; all else is in the VM's files. Its lock is held, or
+ * nobody else knows it. */
+void smv_vm_leave(struct smv_vm *vm);
 /** smv_vm_attach_process - shim, pidfd, pagemap. @vm->process.pid 0: whatever process has the shim.
  */
 int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err);
@@ -120,6 +138,14 @@ int smv_vm_qmp(struct smv_vm *vm, int timeout_ms, struct smv_error *err);
 int smv_vm_attach_uffd(struct smv_vm *vm, bool again, struct smv_error *err);
 /** smv_vm_make_pager - with map, slots and backing as they are. */
 int smv_vm_make_pager(struct smv_vm *vm, struct smv_error *err);
+/** smv_vm_take_discards - from now on the pager does what QEMU would punch out of the RAM. To be
+ * called before smv_pager_start(), because the evictor uses the shim as well. Without a shim, as in
+ * unit tests, there is nothing to take. */
+int smv_vm_take_discards(struct smv_vm *vm, struct smv_error *err);
+
+/** smv_vm_stats - of its pager; also of one that runs here without: then all is 0 but the stall.
+ * The lock is held. */
+void smv_vm_stats(const struct smv_vm *vm, struct smv_pager_stats *stats);
 
 /** smv_vm_path - a file of this VM in the state directory: "NAME.SUFFIX". */
 char *smv_vm_path(const struct smv_vm *vm, const char *suffix, char *buf, size_t len);
