@@ -191,6 +191,7 @@ static void fill_prepare(
 	q->n_ram_blocks = in->ram->nr_blocks;
 	q->ram_blocks = out->block_ptrs;
 	q->budget_bytes = in->budget_bytes;
+	q->min_budget_bytes = in->min_budget_bytes;
 	q->n_sub_hosts = in->nr_sub_hosts;
 	q->sub_hosts = (char **)in->sub_hosts;
 	out->wish = (struct smv_transport_wish){0};
@@ -199,6 +200,7 @@ static void fill_prepare(
 	q->transport = out->wish.names;
 	q->transport_why = out->wish.why;
 	q->insecure = in->insecure;
+	q->loss_policy = (char *)smv_loss_policy_name(in->loss_policy);
 }
 
 int smv_dest_prepare(struct smv_dest *d, const struct smv_prepare *in, struct smv_error *err)

@@ -4,6 +4,7 @@
 #define SMV_MIGRATOR_DEST_H
 
 #include "client/backing.h"
+#include "client/loss.h"
 #include "client/pagemap.h"
 #include "migrator/source.h"
 #include "rpc/rpc.h"
@@ -42,10 +43,12 @@ struct smv_prepare {
 	const char *vm;
 	const struct smv_guest_ram *ram;
 	uint64_t budget_bytes;
+	uint64_t min_budget_bytes; /* 0: budget_bytes */
 	char *const *sub_hosts;
 	size_t nr_sub_hosts;
 	const char *transport;
 	bool insecure;
+	enum smv_loss_policy loss_policy;
 };
 
 /** smv_dest_new_id - a random migration id. */

@@ -47,6 +47,8 @@ enum {
 	OPT_VERDICT_TIMEOUT,
 	OPT_STATE_DIR,
 	OPT_ASSUME_ABORTED,
+	OPT_MIN_BUDGET,
+	OPT_ON_LOSS,
 };
 
 #define MAX_IDS 64
@@ -83,8 +85,17 @@ static const struct argp_option options[] = {
 	{"to-vm", 'n', "NAME", 0, "the VM that waits there", 2},
 	{"sub-host", 's', "ADDR", 0, "control address of a memserverd; once for each", 2},
 	{"budget", 'b', "SIZE", 0, "memory that the VM may hold on the main host", 2},
+	{"min-budget", OPT_MIN_BUDGET, "SIZE", 0,
+		"lease room for a budget as small as this, so that the VM can be given less later, "
+		"or share the host's memory with others (default: that of --budget)",
+		2},
 	{"transport", 'T', "NAME", 0, "auto (default), verbs or tcp", 2},
 	{"insecure", 'i', NULL, 0, "allow plaintext on addresses that leave this host", 2},
+	{"on-loss", OPT_ON_LOSS, "WHAT", 0,
+		"when the VM touches a page there whose only copy was lost with a sub-host's "
+		"memory: stall (default; it waits), poison (SIGBUS, with KVM a machine check in "
+		"the guest) or kill (the VM is ended)",
+		2},
 	{NULL, 0, NULL, 0, "How:", 3},
 	{"max-downtime", OPT_MAX_DOWNTIME, "MS", 0,
 		"switch over when the VM would stop for no longer than this (default 300)", 3},
@@ -161,6 +172,8 @@ static void finish_run(struct argp_state *state)
 		argp_error(state, "--pid and --qmp belong together");
 	if (!opts.have_to || !opts.run.to_vm || !opts.run.nr_sub_hosts || !opts.have_budget)
 		argp_error(state, "--to, --to-vm, --sub-host and --budget are needed");
+	if (opts.run.min_budget_bytes > opts.run.budget_bytes)
+		argp_error(state, "--min-budget must not exceed --budget");
 	if (smv_insecure_check(&opts.run.to, opts.run.insecure, &err) < 0)
 		argp_error(state, "--to: %s. %s", err.message, err.hint);
 	for (size_t i = 0; i < opts.run.nr_sub_hosts; i++) {
@@ -255,6 +268,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		run->budget_bytes = size(state, "--budget", arg);
 		opts.have_budget = true;
 		return 0;
+	case OPT_MIN_BUDGET:
+		run->min_budget_bytes = size(state, "--min-budget", arg);
+		return 0;
 	case 'T':
 		if (strcmp(arg, "auto") != 0 && strcmp(arg, "verbs") != 0 &&
 			strcmp(arg, "tcp") != 0)
@@ -263,6 +279,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case 'i':
 		run->insecure = true;
+		return 0;
+	case OPT_ON_LOSS:
+		if (!*arg || smv_loss_policy_parse(arg, &run->loss_policy, NULL) < 0)
+			argp_error(state, "--on-loss '%s': choose stall, poison or kill", arg);
 		return 0;
 	case OPT_MAX_DOWNTIME:
 		run->max_downtime_ms = number(state, "--max-downtime", arg, 1, NUMBER_MAX);

@@ -62,10 +62,12 @@ static void ask_main_host(struct plan *p)
 	struct smv_prepare prepare = {.vm = p->o->to_vm,
 		.ram = &p->source.ram,
 		.budget_bytes = p->o->budget_bytes,
+		.min_budget_bytes = p->o->min_budget_bytes,
 		.sub_hosts = p->o->sub_hosts,
 		.nr_sub_hosts = p->o->nr_sub_hosts,
 		.transport = p->o->transport,
-		.insecure = p->o->insecure};
+		.insecure = p->o->insecure,
+		.loss_policy = p->o->loss_policy};
 
 	if (smv_dest_new_id(id, &err) < 0 || smv_dest_open(&p->o->to, id, &p->dest, &err) < 0 ||
 		smv_dest_plan(&p->dest, &prepare, &p->answer, &err) < 0) {
@@ -165,6 +167,23 @@ static void estimate(struct plan *p)
 	p->estimated = true;
 }
 
+/* What becomes of the VM, by its loss policy, when one sub-host loses its memory. */
+static const char *loss_effect(enum smv_loss_policy policy)
+{
+	switch (policy) {
+	case SMV_LOSS_STALL:
+		break;
+	case SMV_LOSS_POISON:
+		return " poisons the pages that were there: who touches one gets SIGBUS, which "
+		       "KVM makes a machine check of the guest and which otherwise ends QEMU; "
+		       "while the host is only away they wait";
+	case SMV_LOSS_KILL:
+		return " ends the VM when it touches a page that was there; while the host is only "
+		       "away it waits";
+	}
+	return " stalls it until that host is back with its data";
+}
+
 /* Which failures would hurt the VM afterwards, one sentence each. */
 static json_t *failures(const struct plan *p)
 {
@@ -188,7 +207,7 @@ static json_t *failures(const struct plan *p)
 		memcpy(text + 29, "any of ", 7);
 		n += 7;
 	}
-	snprintf(text + n, sizeof(text) - n, " stalls it until that host is back with its data");
+	snprintf(text + n, sizeof(text) - n, "%s", loss_effect(p->o->loss_policy));
 	json_array_append_new(list, json_string(text));
 	json_array_append_new(
 		list, json_string("losing the main host loses the VM, as with any VM on one host"));

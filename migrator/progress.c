@@ -7,6 +7,7 @@
 #include "migrator/report.h"
 #include "vmm/guest_ram.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,7 +22,6 @@ static struct {
 	pthread_t thread;
 	bool running, ending;
 	const struct smv_journal *journal;
-	bool terminal;
 	char name[32], text[200];
 	unsigned int round;
 	uint64_t done, total; /* pages of this round */
@@ -50,11 +50,32 @@ static void measure(void)
 	p.last_done = p.done;
 }
 
+/* Also of what is said before smv_progress_begin(). */
+static bool on_terminal(void)
+{
+	static int is = -1;
+
+	if (is < 0)
+		is = isatty(STDERR_FILENO);
+	return is;
+}
+
+/* A person may have stopped the terminal (Ctrl-S). The VM does not wait for it: what cannot be
+ * shown now is left out. */
+static bool terminal_takes(void)
+{
+	struct pollfd fd = {.fd = STDERR_FILENO, .events = POLLOUT};
+
+	return poll(&fd, 1, 0) == 1 && (fd.revents & POLLOUT);
+}
+
 static void draw(void)
 {
 	char bar[BAR_WIDTH + 1], rate[32], dirty[32], rest[32];
 	int full = p.total ? (int)(p.done * BAR_WIDTH / p.total) : 0;
 
+	if (!terminal_takes())
+		return;
 	if (!p.total) {
 		fprintf(stderr, "\r\033[K%s", p.text);
 		return;
@@ -94,7 +115,7 @@ static void *tick(void *unused)
 
 		pthread_mutex_lock(&p.lock);
 		measure();
-		if (p.terminal && !p.ending)
+		if (on_terminal() && !p.ending)
 			draw();
 		now = status();
 		ending = p.ending;
@@ -112,7 +133,6 @@ static void *tick(void *unused)
 void smv_progress_begin(const struct smv_journal *journal)
 {
 	p.journal = journal;
-	p.terminal = isatty(STDERR_FILENO);
 	p.start_ns = p.last_ns = smv_now_ns();
 	p.ending = false;
 	p.running = pthread_create(&p.thread, NULL, tick, NULL) == 0;
@@ -128,7 +148,7 @@ void smv_progress_phase(const char *name, const char *fmt, ...)
 	vsnprintf(p.text, sizeof(p.text), fmt, ap);
 	va_end(ap);
 	p.total = p.done = p.last_done = 0;
-	if (p.terminal)
+	if (on_terminal())
 		draw();
 	else
 		smv_log_info("%s", p.text);
@@ -171,9 +191,10 @@ void smv_progress_log(const char *fmt, ...)
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
 	pthread_mutex_lock(&p.lock);
-	if (p.terminal)
+	if (on_terminal() && terminal_takes())
 		fprintf(stderr, "\r\033[K");
-	smv_log_info("%s", line);
+	if (!on_terminal() || terminal_takes())
+		smv_log_info("%s", line);
 	pthread_mutex_unlock(&p.lock);
 }
 
@@ -186,6 +207,6 @@ void smv_progress_end(void)
 	pthread_mutex_unlock(&p.lock);
 	pthread_join(p.thread, NULL);
 	p.running = false;
-	if (p.terminal)
+	if (on_terminal() && terminal_takes())
 		fprintf(stderr, "\r\033[K");
 }

@@ -594,6 +594,25 @@ int smv_push_declare_zero(
 	return 0;
 }
 
+int smv_push_drop_holes(
+	struct smv_push *p, const struct smv_pageset *populated, struct smv_error *err)
+{
+	for (uint64_t page = 0; page < p->map.nr_pages; page++) {
+		smv_page_word word = smv_pagemap_get(&p->map, page);
+		int r;
+
+		if (smv_pageset_has(populated, page) || smv_word_state(word) == SMV_PAGE_ZERO)
+			continue;
+		if (smv_word_state(word) == SMV_PAGE_COLD)
+			smv_slots_free(&p->slots, smv_word_slot(word));
+		if (smv_word_state(word) == SMV_PAGE_LOCAL)
+			p->hot_credit++;
+		if ((r = declare_zero(p, page, err)) < 0)
+			return r;
+	}
+	return smv_dest_flush(p->dest, err);
+}
+
 int smv_push_read_back(struct smv_push *p, struct smv_error *err)
 {
 	const struct smv_backing *backing = &p->dest->backing;

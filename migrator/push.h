@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Moving pages: cold ones straight to the sub-hosts by one-sided writes, hot ones through the
- * pager's ring to the main host. A page keeps its class and its slot for the whole migration; a
- * page that was never sent and is zero stays ZERO. One thread.
+ * pager's ring to the main host. A page keeps its class and its slot for the whole migration,
+ * unless it is a hole in the end; a page that was never sent and is zero stays ZERO. One thread.
  */
 #ifndef SMV_MIGRATOR_PUSH_H
 #define SMV_MIGRATOR_PUSH_H
@@ -38,6 +38,12 @@ int smv_push_pages(struct smv_push *push, const struct smv_pageset *set,
 
 /** smv_push_declare_zero - pages that are not in @populated are ZERO until they are sent. */
 int smv_push_declare_zero(
+	struct smv_push *push, const struct smv_pageset *populated, struct smv_error *err);
+
+/** smv_push_drop_holes - pages that were sent, but are not in @populated any more, become ZERO: the
+ * guest has discarded them (balloon, free-page reporting), which is no write. For a VM that stands
+ * still, after the last smv_push_pages(). */
+int smv_push_drop_holes(
 	struct smv_push *push, const struct smv_pageset *populated, struct smv_error *err);
 
 /** smv_push_read_back - a read on each writer connection behind all of its writes: when it returns

@@ -13,6 +13,7 @@
 #include "migrator/recover.h"
 #include "migrator/supervisor.h"
 #include "migrator/tracker.h"
+#include "vmm/allow_list.h"
 #include "vmm/throttle.h"
 
 #include <errno.h>
@@ -211,10 +212,12 @@ static int prepare(struct run *run, struct smv_error *err)
 	struct smv_prepare prepare = {.vm = o->to_vm,
 		.ram = &run->source.ram,
 		.budget_bytes = o->budget_bytes,
+		.min_budget_bytes = o->min_budget_bytes,
 		.sub_hosts = o->sub_hosts,
 		.nr_sub_hosts = o->nr_sub_hosts,
 		.transport = o->transport,
-		.insecure = o->insecure};
+		.insecure = o->insecure,
+		.loss_policy = o->loss_policy};
 	int r;
 
 	smv_progress_phase("prepare", "preparing the main host and %zu sub-hosts", o->nr_sub_hosts);
@@ -402,13 +405,59 @@ static int rounds(struct run *run, struct smv_error *err)
 	}
 }
 
+/* What the guest has discarded since it was sent. Tracking of writes does not tell of it. */
+static int drop_holes(struct run *run, struct smv_error *err)
+{
+	int r = smv_tracker_populated(&run->source, &run->dirty, err);
+
+	if (r == 0)
+		r = smv_push_drop_holes(run->push, &run->dirty, err);
+	smv_pageset_clear(&run->dirty);
+	return r;
+}
+
+/* A virtio-serial device takes what its clients send, or that they come and go, into guest RAM also
+ * while the VM is stopped: QEMU's own migration would send those pages last. */
+static bool may_write_when_stopped(struct run *run)
+{
+	CLEANUP_JSON json_t *tree = NULL;
+
+	return smv_qmp_execute(run->source.qmp, "human-monitor-command",
+		       json_pack("{s:s}", "command-line", "info qtree"), &tree, SMV_QMP_TIMEOUT_MS,
+		       NULL) < 0 ||
+	       strstr(json_string_value(tree) ?: "", "virtio-serial-bus");
+}
+
+/* The state of the devices is gone; were their pages the last that we had seen? */
+static int check_unwritten(struct run *run, struct smv_error *err)
+{
+	int r;
+
+#ifdef SMEMV_FAULT_POINTS
+	if (smv_fault_point("write-when-stopped"))
+		smv_source_touch(&run->source);
+#endif
+	r = collect(run, err);
+	if (r < 0 || smv_pageset_count(&run->dirty) == 0)
+		return r;
+	return smv_fail(err, SMV_ABORTED, "written-when-stopped",
+		"Try again; if it happens each time, end the clients of virtio-serial ports.",
+		"a device wrote to %lu pages of guest RAM while the VM stood still",
+		smv_pageset_count(&run->dirty));
+}
+
 static int switch_over(struct run *run, struct smv_error *err)
 {
 	const unsigned int timeout_ms = STOPPED_TIMEOUT_MS;
 	CLEANUP_FREE char *uri = NULL;
+	bool look_again;
 	int r;
 
 	smv_progress_phase("switch-over", "switching over");
+	/* Somebody may have plugged a device or changed a disk since the start. */
+	if ((r = smv_allow_list_check_pid(run->source.qmp, run->source.process.pid, err)) < 0)
+		return r;
+	look_again = may_write_when_stopped(run);
 	if ((r = write_down(run, "switch-over", err)) < 0 ||
 		(r = smv_dest_start_incoming(&run->dest, &uri, err)) < 0)
 		return r;
@@ -421,15 +470,16 @@ static int switch_over(struct run *run, struct smv_error *err)
 	smv_fault_point("pre-switchover");
 	/* The VM stands still: the last pages, then everything that the main host must know. */
 	if ((r = collect(run, err)) < 0 || (r = send_round(run, err)) < 0 ||
-		(r = smv_push_read_back(run->push, err)) < 0 ||
+		(r = drop_holes(run, err)) < 0 || (r = smv_push_read_back(run->push, err)) < 0 ||
 		(r = smv_dest_flush(&run->dest, err)) < 0 ||
 		(r = smv_dest_confirm(&run->dest, smv_push_map(run->push), err)) < 0)
 		return r;
 	smv_fault_point("map-confirmed");
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
-	return smv_source_wait_migration(
+	r = smv_source_wait_migration(
 		&run->source, "completed", timeout_ms, NULL, smv_run_interrupted, err);
+	return r == 0 && look_again ? check_unwritten(run, err) : r;
 }
 
 /* Written down before it is asked for: whoever takes over must know that the main host may own the

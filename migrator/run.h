@@ -3,6 +3,7 @@
 #ifndef SMV_MIGRATOR_RUN_H
 #define SMV_MIGRATOR_RUN_H
 
+#include "client/loss.h"
 #include "common/addr.h"
 #include "migrator/journal.h"
 #include "migrator/report.h"
@@ -18,7 +19,9 @@ struct smv_run_options {
 	char **sub_hosts;
 	size_t nr_sub_hosts;
 	uint64_t budget_bytes;
+	uint64_t min_budget_bytes; /* down to which room is leased; 0: budget_bytes */
 	const char *transport;
+	enum smv_loss_policy loss_policy;
 	unsigned int max_rounds;
 	unsigned int max_downtime_ms;
 	bool stop_on_no_converge;

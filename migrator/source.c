@@ -9,6 +9,7 @@
 #include "vmm/disks.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -139,7 +140,8 @@ int smv_source_open(const struct smv_source_spec *spec, struct smv_source *s, st
 		return r;
 	r = spec->reopen_disks ? check_but_disks(s, err)
 			       : smv_allow_list_check_pid(s->qmp, s->process.pid, err);
-	if (r < 0 || (r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0)
+	if (r < 0 || (r = smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err)) < 0 ||
+		(r = smv_guest_ram_check_whole(&s->ram, s->process.pid, err)) < 0)
 		return r;
 	return open_pagemap(s, err);
 }
@@ -169,6 +171,8 @@ static int find_refusals(struct smv_source *s, const struct smv_source_spec *spe
 			smv_refusals_have(list, "ram-backend")) &&
 		smv_refusals_take(list, err) < 0)
 		return smv_code_to_errno(err->code);
+	if (s->ram.nr_blocks && smv_guest_ram_check_whole(&s->ram, s->process.pid, err) < 0)
+		smv_refusals_add(list, err);
 	if (open_pagemap(s, err) < 0)
 		smv_refusals_add(list, err);
 	return 0;
@@ -253,6 +257,8 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 		get_former_uffd(s, undo, err) < 0) {
 		smv_log_warning("the source's RAM stays tracked: %s", err->message);
 		s->registered = false;
+	} else {
+		s->nr_registered = s->ram.nr_blocks;
 	}
 	return 0;
 }
@@ -277,9 +283,11 @@ int smv_source_attach(struct smv_source *s, struct smv_error *err)
 		return r;
 	if (fresh)
 		r = smv_uffd_api(s->uffd, SMV_UFFD_TRACK);
-	for (unsigned int i = 0; i < s->ram.nr_blocks && r == 0; i++)
+	for (unsigned int i = 0; i < s->ram.nr_blocks && r == 0; i++) {
 		r = smv_uffd_register(s->uffd, s->ram.blocks[i].host_addr,
 			s->ram.blocks[i].size_bytes, UFFDIO_REGISTER_MODE_WP);
+		s->nr_registered += r == 0;
+	}
 	if (r < 0)
 		return smv_fail(err, SMV_REFUSED, "userfaultfd",
 			"Linux 6.7 or later is needed; no other program may use userfaultfd on it.",
@@ -308,8 +316,16 @@ int smv_source_zap(struct smv_source *s, struct smv_error *err)
 int smv_source_start_migration(struct smv_source *s, const char *uri, struct smv_error *err)
 {
 	json_t *event;
-	int r;
+	char state[64];
+	int r = smv_qmp_run_state(s->qmp, state, sizeof(state), err);
 
+	if (r < 0)
+		return r;
+	/* Whoever stopped it meanwhile does not want it to be run at the main host. */
+	if (strcmp(state, "running") != 0)
+		return smv_fail(err, SMV_ABORTED, "not-running",
+			"Let it run (QMP: cont) and try again.",
+			"the source VM was stopped during the migration: its state is '%s'", state);
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(capabilities); i++)
 		if ((r = smv_qmp_get_capability(s->qmp, capabilities[i], &s->caps[i], err)) < 0)
 			return r;
@@ -385,6 +401,20 @@ int smv_source_continue_migration(struct smv_source *s, struct smv_error *err)
 	return smv_qmp_execute(s->qmp, "migrate-continue",
 		json_pack("{s:s}", "state", "pre-switchover"), NULL, SMV_QMP_TIMEOUT_MS, err);
 }
+
+#ifdef SMEMV_FAULT_POINTS
+void smv_source_touch(struct smv_source *s)
+{
+	off_t addr = (off_t)s->ram.blocks[0].host_addr;
+	CLEANUP_CLOSE int fd = -1;
+	char path[64], byte;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", (int)s->process.pid);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || pread(fd, &byte, 1, addr) != 1 || pwrite(fd, &byte, 1, addr) != 1)
+		smv_log_warning("cannot write to %s: %s", path, strerror(errno));
+}
+#endif
 
 /* The guest has ended meanwhile: nothing that could run on. */
 static bool is_final(const char *state)
@@ -462,7 +492,8 @@ static bool stop_tracking(struct smv_source *s)
 {
 	int r = 0;
 
-	for (unsigned int i = 0; s->uffd >= 0 && i < s->ram.nr_blocks; i++)
+	/* What is another's stays: kernels before 6.17 do not ask whose it is. */
+	for (unsigned int i = 0; s->uffd >= 0 && i < s->nr_registered; i++)
 		smv_uffd_unregister(
 			s->uffd, s->ram.blocks[i].host_addr, s->ram.blocks[i].size_bytes);
 	if (s->uffd >= 0) {

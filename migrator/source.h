@@ -29,7 +29,8 @@ struct smv_source {
 	int uffd;
 	int pagemap_fd;
 	bool registered;
-	bool migrating; /* QEMU's "migrate" was issued */
+	unsigned int nr_registered; /* RAM blocks, from the first on */
+	bool migrating;             /* QEMU's "migrate" was issued */
 	json_t *disks; /* that are to be open without O_DIRECT, see vmm/disks.h; NULL: not asked for
 			*/
 	/* Capabilities as they were. */
@@ -97,6 +98,11 @@ int smv_source_wait_migration(struct smv_source *source, const char *status,
 
 /** smv_source_continue_migration - go on from pre-switchover. */
 int smv_source_continue_migration(struct smv_source *source, struct smv_error *err);
+
+#ifdef SMEMV_FAULT_POINTS
+/** smv_source_touch - write to guest RAM, as a device would, what is there already. */
+void smv_source_touch(struct smv_source *source);
+#endif
 
 /** smv_source_resume - cancel QEMU's migration, if any, and let the VM run again. */
 int smv_source_resume(struct smv_source *source, struct smv_error *err);

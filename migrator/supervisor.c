@@ -3,7 +3,6 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/fault_point.h"
 #include "common/log.h"
 #include "migrator/recover.h"
 #include "rpc/rpc.h"
@@ -150,7 +149,6 @@ static void settle(const char *state_dir, const char *id)
 
 		if (open_journal(state_dir, id, &journal) < 0)
 			return; /* told and removed */
-		smv_fault_point("supervisor-settles");
 		smv_recover(&journal, VERDICT_MS, false, &recovery);
 		smv_journal_close(&journal);
 		if (recovery.settled || !said_ns || smv_now_ns() - said_ns > REMIND_NS) {
