@@ -16,9 +16,10 @@
 #define TIMEOUT_MAX_S 3600
 
 /* Whom a command asks: a daemon, or nobody but this host. */
-enum peer { PEER_SERVER, PEER_PAGER, PEER_NONE };
-static const char *const peer_options[] = {"--server", "--pager"};
-#define NR_PEERS SMV_ARRAY_SIZE(peer_options)
+enum peer { PEER_SERVER, PEER_PAGER, PEER_NONE, PEER_EITHER };
+#define NR_PEERS 2 /* the first two */
+static const char *const peer_options[] = {
+	[PEER_SERVER] = "--server", [PEER_PAGER] = "--pager", [PEER_EITHER] = "--pager|--server"};
 
 /* A new command is a function and a line here (and one in the help text below). */
 static const struct command {
@@ -28,20 +29,53 @@ static const struct command {
 	smv_ctl_fetch fetch;
 	smv_ctl_print print;
 	smv_ctl_is_bad is_bad; /* NULL: never */
+	smv_ctl_follow follow; /* --follow; NULL: it is not taken */
 	bool takes_role;       /* --role and --memory */
 	bool takes_force;      /* --force */
+	bool takes_size;       /* as its second argument */
+	bool arg_is_optional;
 } commands[] = {
-	{"info", PEER_SERVER, NULL, smv_ctl_fetch_info, smv_print_properties, NULL, false, false},
-	{"leases", PEER_SERVER, NULL, smv_ctl_fetch_leases, smv_ctl_print_leases, NULL, false,
-		false},
-	{"release", PEER_SERVER, "LEASE", smv_ctl_fetch_release, smv_ctl_print_release, NULL, false,
-		true},
-	{"vms", PEER_PAGER, NULL, smv_ctl_fetch_vms, smv_ctl_print_vms, NULL, false, false},
-	{"stats", PEER_PAGER, "VM", smv_ctl_fetch_stats, smv_print_properties, NULL, false, false},
-	{"doctor", PEER_NONE, NULL, smv_ctl_fetch_doctor, smv_ctl_print_doctor,
-		smv_ctl_is_bad_doctor, true, false},
+	{.name = "info",
+		.peer = PEER_SERVER,
+		.fetch = smv_ctl_fetch_info,
+		.print = smv_print_properties},
+	{.name = "leases",
+		.peer = PEER_SERVER,
+		.fetch = smv_ctl_fetch_leases,
+		.print = smv_ctl_print_leases},
+	{.name = "release",
+		.peer = PEER_SERVER,
+		.arg = "LEASE",
+		.fetch = smv_ctl_fetch_release,
+		.print = smv_ctl_print_release,
+		.takes_force = true},
+	{.name = "vms", .peer = PEER_PAGER, .fetch = smv_ctl_fetch_vms, .print = smv_ctl_print_vms},
+	{.name = "stats",
+		.peer = PEER_PAGER,
+		.arg = "VM",
+		.fetch = smv_ctl_fetch_stats,
+		.print = smv_print_properties},
+	{.name = "budget",
+		.peer = PEER_PAGER,
+		.arg = "VM SIZE",
+		.fetch = smv_ctl_fetch_budget,
+		.print = smv_print_properties,
+		.takes_size = true},
+	{.name = "events",
+		.peer = PEER_EITHER,
+		.arg = "VM",
+		.arg_is_optional = true,
+		.fetch = smv_ctl_fetch_events,
+		.print = smv_ctl_print_events,
+		.follow = smv_ctl_follow_events},
+	{.name = "doctor",
+		.peer = PEER_NONE,
+		.fetch = smv_ctl_fetch_doctor,
+		.print = smv_ctl_print_doctor,
+		.is_bad = smv_ctl_is_bad_doctor,
+		.takes_role = true},
 };
-#define COMMAND_NAMES "info, leases, release, vms, stats and doctor"
+#define COMMAND_NAMES "info, leases, release, vms, stats, budget, events and doctor"
 
 static const char doc[] =
 	"Look at memory servers, pagers and this host.\v"
@@ -52,6 +86,9 @@ static const char doc[] =
 	"With --pager, a smemv-pagerd:\n"
 	"  vms       the VMs whose memory it manages\n"
 	"  stats VM  what paging does for one of them\n"
+	"  budget VM SIZE  change what one that runs may hold on that host\n"
+	"With either:\n"
+	"  events [VM]  what has happened lately\n"
 	"Without an address:\n"
 	"  doctor    what this host lacks for its role, what that costs and what\n"
 	"            mends it; exit status 1 if the role would not work\n";
@@ -60,11 +97,13 @@ struct options {
 	const char *peers[NR_PEERS]; /* by enum peer */
 	const struct command *command;
 	const char *arg;
+	uint64_t size_bytes; /* 0: not given */
 	struct smv_addr addr;
 	unsigned int timeout_s;
 	unsigned int roles;    /* 0: not given */
 	uint64_t memory_bytes; /* 0: not given */
 	bool force;
+	bool follow;
 	bool json;
 	bool insecure;
 };
@@ -77,7 +116,8 @@ enum {
 	OPT_INSECURE,
 	OPT_ROLE,
 	OPT_MEMORY,
-	OPT_FORCE
+	OPT_FORCE,
+	OPT_FOLLOW
 };
 
 static const struct argp_option option_table[] = {
@@ -94,6 +134,7 @@ static const struct argp_option option_table[] = {
 	{"force", OPT_FORCE, NULL, 0,
 		"release: although the lease is held or orphaned; a VM that needs it loses memory",
 		0},
+	{"follow", OPT_FOLLOW, NULL, 0, "events: go on with new ones until interrupted", 0},
 	{"json", OPT_JSON, NULL, 0, "print one JSON object", 0},
 	{"timeout", OPT_TIMEOUT, "S", 0, "seconds to wait for the answer (default 10)", 0},
 	{"insecure", OPT_INSECURE, NULL, 0, "allow plaintext outside loopback and unix sockets", 0},
@@ -120,12 +161,12 @@ static unsigned int parse_role(const char *text, struct argp_state *state)
 	return roles;
 }
 
-static uint64_t parse_memory(const char *text, struct argp_state *state)
+static uint64_t parse_size(const char *what, const char *text, struct argp_state *state)
 {
 	uint64_t bytes = 0;
 
 	if (smv_parse_size(text, &bytes) < 0 || bytes == 0)
-		argp_error(state, "--memory '%s': give a size such as 512M or 22G", text);
+		argp_error(state, "%s '%s': give a size such as 512M or 22G", what, text);
 	return bytes;
 }
 
@@ -139,6 +180,8 @@ static void parse_word(const char *word, struct options *o, struct argp_state *s
 			argp_error(state, "unknown command '%s'; there are " COMMAND_NAMES, word);
 	} else if (o->command->arg && !o->arg) {
 		o->arg = word;
+	} else if (o->command->takes_size && !o->size_bytes) {
+		o->size_bytes = parse_size("SIZE", word, state);
 	} else {
 		argp_error(state, "unexpected argument '%s' after '%s'", word, o->command->name);
 	}
@@ -149,16 +192,23 @@ static void usage_error(const struct options *o, const char *what, struct argp_s
 	const struct command *c = o->command;
 	const bool has_peer = c->peer != PEER_NONE;
 
-	argp_error(state, "%s; write: smemvctl %s%s%s%s%s", what,
+	argp_error(state, "%s; write: smemvctl %s%s%s%s%s%s", what,
 		has_peer ? peer_options[c->peer] : "", has_peer ? " ADDR " : "", c->name,
-		c->arg ? " " : "", c->arg ? c->arg : "");
+		!c->arg              ? ""
+		: c->arg_is_optional ? " ["
+				     : " ",
+		c->arg ? c->arg : "", c->arg_is_optional ? "]" : "");
 }
 
 static void check_addresses(struct options *o, struct argp_state *state)
 {
-	const enum peer peer = o->command->peer;
+	enum peer peer = o->command->peer;
 	struct smv_error err;
 
+	if (peer == PEER_EITHER && o->peers[PEER_SERVER] && o->peers[PEER_PAGER])
+		usage_error(o, "one address is enough", state);
+	if (peer == PEER_EITHER)
+		peer = o->peers[PEER_PAGER] ? PEER_PAGER : PEER_SERVER;
 	for (size_t i = 0; i < NR_PEERS; i++)
 		if (o->peers[i] && i != peer)
 			usage_error(o,
@@ -184,8 +234,12 @@ static void check_complete(struct options *o, struct argp_state *state)
 		usage_error(o, "--role and --memory are for doctor", state);
 	if (o->force && !c->takes_force)
 		usage_error(o, "--force is for release", state);
-	if (c->arg && !o->arg)
+	if (o->follow && !c->follow)
+		usage_error(o, "--follow is for events", state);
+	if (c->arg && !o->arg && !c->arg_is_optional)
 		usage_error(o, "the name is missing", state);
+	if (c->takes_size && !o->size_bytes)
+		usage_error(o, "the size is missing", state);
 	check_addresses(o, state);
 	if (!o->roles)
 		o->roles = SMV_ROLE_ANY;
@@ -214,11 +268,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case OPT_FORCE:
 		o->force = true;
 		return 0;
+	case OPT_FOLLOW:
+		o->follow = true;
+		return 0;
 	case OPT_ROLE:
 		o->roles = parse_role(arg, state);
 		return 0;
 	case OPT_MEMORY:
-		o->memory_bytes = parse_memory(arg, state);
+		o->memory_bytes = parse_size("--memory", arg, state);
 		return 0;
 	case ARGP_KEY_ARG:
 		parse_word(arg, o, state);
@@ -234,7 +291,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_child children[] = {{&smv_program_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {.options = option_table,
 	.parser = parse,
-	.args_doc = "info\nleases\nrelease LEASE\nvms\nstats VM\ndoctor",
+	.args_doc =
+		"info\nleases\nrelease LEASE\nvms\nstats VM\nbudget VM SIZE\nevents [VM]\ndoctor",
 	.doc = doc,
 	.children = children};
 
@@ -263,7 +321,7 @@ static int ask_peer(
 		smv_fail(err, smv_code_from_errno(rc), "rpc", NULL,
 			"cannot set up the RPC client: %s", strerror(-rc));
 	} else {
-		rc = o->command->fetch(ctl, result, err);
+		rc = o->follow ? o->command->follow(ctl, err) : o->command->fetch(ctl, result, err);
 		smv_rpc_client_destroy(ctl->client);
 	}
 	smv_rpc_shutdown();
@@ -274,9 +332,12 @@ static int fetch(const struct options *o, json_t **result, struct smv_error *err
 {
 	struct smv_ctl ctl = {.timeout_ms = o->timeout_s * 1000,
 		.arg = o->arg,
+		.size_bytes = o->size_bytes,
 		.roles = o->roles,
 		.memory_bytes = o->memory_bytes,
-		.force = o->force};
+		.force = o->force,
+		.is_pager = o->peers[PEER_PAGER],
+		.json = o->json};
 
 	return o->command->peer == PEER_NONE ? o->command->fetch(&ctl, result, err)
 					     : ask_peer(o, &ctl, result, err);

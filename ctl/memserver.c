@@ -5,6 +5,7 @@
 #include "ctl/output.h"
 
 #include <smemv/v1/memserver.pb-c.h>
+#include <string.h>
 
 int smv_ctl_fetch_info(const struct smv_ctl *ctl, json_t **result, struct smv_error *err)
 {
@@ -74,9 +75,13 @@ void smv_ctl_print_leases(json_t *result)
 	json_t *lease;
 	size_t i;
 
-	json_array_foreach (json_object_get(result, "leases"), i, lease)
+	json_array_foreach (json_object_get(result, "leases"), i, lease) {
 		if (json_integer_value(json_object_get(lease, "expires_in_ms")) == 0)
 			json_object_set_new(lease, "expires_in_ms", json_null());
+		/* Somebody ought to look after it. */
+		if (strcmp(json_string_value(json_object_get(lease, "state")), "orphaned") == 0)
+			json_object_set_new(lease, "state", json_string("ORPHANED"));
+	}
 	smv_print_table(
 		json_object_get(result, "leases"), columns, SMV_ARRAY_SIZE(columns), "no leases");
 }

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CELL_MAX 400
+#define CELL_MAX 1000
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -139,27 +139,40 @@ static void print_row(
 	}
 }
 
-void smv_print_table(
-	const json_t *rows, const struct smv_column *columns, size_t nr_columns, const char *none)
+static void print_rows(
+	const json_t *rows, const struct smv_column *columns, size_t nr_columns, bool headings)
 {
 	CLEANUP_FREE size_t *widths = calloc(nr_columns, sizeof(*widths));
 	char cell[CELL_MAX];
 	const json_t *row;
 	size_t i;
 
-	if (json_array_size(rows) == 0 || !widths) {
-		puts(none);
+	if (!widths)
 		return;
-	}
 	for (size_t c = 0; c < nr_columns; c++) {
-		widths[c] = strlen(columns[c].heading);
+		widths[c] = headings ? strlen(columns[c].heading) : 0;
 		json_array_foreach (rows, i, row) {
 			format_value(columns[c].key, json_object_get(row, columns[c].key), cell);
 			if (strlen(cell) > widths[c])
 				widths[c] = strlen(cell);
 		}
 	}
-	print_row(columns, nr_columns, widths, NULL);
+	if (headings)
+		print_row(columns, nr_columns, widths, NULL);
 	json_array_foreach (rows, i, row)
 		print_row(columns, nr_columns, widths, row);
+}
+
+void smv_print_table(
+	const json_t *rows, const struct smv_column *columns, size_t nr_columns, const char *none)
+{
+	if (json_array_size(rows) == 0)
+		puts(none);
+	else
+		print_rows(rows, columns, nr_columns, true);
+}
+
+void smv_print_rows(const json_t *rows, const struct smv_column *columns, size_t nr_columns)
+{
+	print_rows(rows, columns, nr_columns, false);
 }

@@ -21,4 +21,7 @@ void smv_print_properties(json_t *object);
 void smv_print_table(
 	const json_t *rows, const struct smv_column *columns, size_t nr_columns, const char *none);
 
+/** smv_print_rows - the same without headings; nothing for none. */
+void smv_print_rows(const json_t *rows, const struct smv_column *columns, size_t nr_columns);
+
 #endif

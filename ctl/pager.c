@@ -14,13 +14,39 @@ int smv_ctl_fetch_vms(const struct smv_ctl *ctl, json_t **result, struct smv_err
 		ctl, &smemv__v1__pager__descriptor, "ListVms", &request.base, result, err);
 }
 
+static void add_stalled(json_t *vm)
+{
+	json_int_t ms = json_integer_value(json_object_get(vm, "stalled_for_ms"));
+	char text[40] = "";
+
+	if (ms)
+		snprintf(text, sizeof(text), "for %.1f s", (double)ms / 1000);
+	json_object_set_new(vm, "stalled", json_string(text));
+}
+
 void smv_ctl_print_vms(json_t *result)
 {
 	static const struct smv_column columns[] = {{"NAME", "name"}, {"STATE", "state"},
-		{"RAM", "ram_bytes"}, {"BUDGET", "budget_bytes"}, {"RESIDENT", "resident_bytes"},
-		{"REMOTE", "remote_bytes"}, {"SUB-HOSTS", "sub_hosts"}, {"TROUBLE", "trouble"}};
+		{"RAM", "ram_bytes"}, {"BUDGET", "budget_bytes"},
+		{"EFFECTIVE", "effective_budget_bytes"}, {"RESIDENT", "resident_bytes"},
+		{"REMOTE", "remote_bytes"}, {"SUB-HOSTS", "sub_hosts"}, {"STALLED", "stalled"},
+		{"TROUBLE", "trouble"}};
+	json_t *vm;
+	size_t i;
 
+	json_array_foreach (json_object_get(result, "vms"), i, vm)
+		add_stalled(vm);
 	smv_print_table(json_object_get(result, "vms"), columns, SMV_ARRAY_SIZE(columns), "no VMs");
+}
+
+int smv_ctl_fetch_budget(const struct smv_ctl *ctl, json_t **result, struct smv_error *err)
+{
+	Smemv__V1__SetBudgetRequest request = SMEMV__V1__SET_BUDGET_REQUEST__INIT;
+
+	request.name = (char *)ctl->arg;
+	request.budget_bytes = ctl->size_bytes;
+	return smv_ctl_call(
+		ctl, &smemv__v1__pager__descriptor, "SetBudget", &request.base, result, err);
 }
 
 /* The VM's own fields come first and on the same level as the counters. */
