@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "common/addr.h"
+#include "common/fault_point.h"
 #include "common/histogram.h"
 #include "common/units.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 Test(units, parses_sizes)
 {
@@ -77,3 +80,38 @@ Test(histogram, quantiles_are_within_a_step)
 	smv_histogram_record(&h, UINT64_MAX);
 	cr_assert_eq(smv_histogram_quantile(&h, 1), UINT64_MAX);
 }
+
+#ifdef SMEMV_FAULT_POINTS
+/* Each Criterion test is a process of its own, so no fault point was passed before. */
+Test(fault_point, acts_when_armed_and_leaves_a_trace)
+{
+	char dir[] = "/tmp/smemv-hits-XXXXXX", hit[64], unhit[64];
+
+	cr_assert(mkdtemp(dir));
+	snprintf(hit, sizeof(hit), "%s/test-second", dir);
+	snprintf(unhit, sizeof(unhit), "%s/test-first", dir);
+	setenv("SMEMV_FAULT_HITS", dir, 1);
+	setenv("SMEMV_FAULT", "test-second:skip:2", 1);
+	cr_expect_not(smv_fault_point("test-first"), "it is not armed");
+	for (int i = 1; i <= 3; i++) {
+		cr_expect_eq(smv_fault_point("test-second"), i == 2, "pass %d", i);
+		cr_expect_eq(access(hit, F_OK) == 0, i >= 2, "a hit before it acted, or none");
+	}
+	cr_expect_neq(access(unhit, F_OK), 0, "a hit although it is not armed");
+	unlink(hit);
+	rmdir(dir);
+}
+
+Test(fault_point, are_listed_once_and_in_order)
+{
+	char *text = NULL;
+	size_t size = 0;
+	FILE *out = open_memstream(&text, &size);
+
+	smv_fault_points_list(out);
+	fclose(out);
+	cr_expect(strstr(text, "test-first\ntest-second\n"), "%s", text);
+	cr_expect_null(strstr(strstr(text, "test-second") + 1, "test-second"), "%s", text);
+	free(text);
+}
+#endif

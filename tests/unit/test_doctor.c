@@ -564,7 +564,7 @@ Test(facts, huge_shmem)
 		const char *line, *word;
 		bool huge;
 	} cases[] = {{"always within_size advise [never] deny force\n", "never", false},
-		{"always within_size [advise] never deny force\n", "advise", false},
+		{"always within_size [advise] never deny force\n", "advise", true},
 		{"[always] within_size advise never deny force\n", "always", true},
 		{"always [within_size] advise never deny force\n", "within_size", true},
 		{"always within_size advise never deny [force]\n", "force", true}};
@@ -726,9 +726,16 @@ Test(command, refuses_bad_usage)
 		{"info", "the address is missing; write: smemvctl --server ADDR info"},
 		{"--pager 127.0.0.1:1 info", "the wrong kind of daemon"},
 		{"--pager 127.0.0.1:1 stats", "the name is missing"},
+		{"--pager 127.0.0.1:1 budget vm1", "the size is missing"},
+		{"--pager 127.0.0.1:1 budget vm1 much", "SIZE 'much': give a size"},
+		{"--pager 127.0.0.1:1 stats vm1 1G", "unexpected argument '1G'"},
 		{"--server 127.0.0.1:1 --force info", "--force is for release"},
 		{"--server 127.0.0.1:1 release", "release LEASE"},
-		{"healer", "there are info, leases, release, vms, stats and doctor"},
+		{"--server 127.0.0.1:1 --follow leases", "--follow is for events"},
+		{"events", "--pager|--server ADDR events [VM]"},
+		{"--server 127.0.0.1:1 --pager 127.0.0.1:1 events", "one address is enough"},
+		{"--server 127.0.0.1:1 events vm other", "unexpected argument 'other'"},
+		{"healer", "there are info, leases, release, vms, stats, budget, events and doctor"},
 	};
 	char output[4000];
 

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leases and the connections over them against a memserverd that dies and is started again. */
-#include "client/leases.h"
+/*
+ * Leases and the connections over them against a memserverd that dies and is started again; by tcp,
+ * or by verbs when SMEMV_TEST_VERBS is an address of an RDMA device of this host.
+ */
+#include "client/leases_growth.h"
+#include "client/leases_state.h"
 #include "client/remote.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -35,17 +39,20 @@ static struct smv_remote *remote;
 
 static void run_server(int log_fd, const char *state)
 {
-	char state_dir[100];
+	const char *verbs = getenv("SMEMV_TEST_VERBS");
+	char state_dir[100], data[100];
 
 	snprintf(state_dir, sizeof(state_dir), "%s/%s", dir, state);
+	snprintf(data, sizeof(data), "%s:%s:0", verbs ? "verbs" : "tcp",
+		verbs ? verbs : "127.0.0.1");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	unsetenv("SMEMV_FAULT");
 	if (server_fault)
 		setenv("SMEMV_FAULT", server_fault, 1);
 	dup2(log_fd, STDERR_FILENO);
 	execl(SMEMV_TEST_MEMSERVERD, "memserverd", "--name", "t", "--memory", "64M", "--state-dir",
-		state_dir, "--listen", address, "--data", "tcp:127.0.0.1:0", "--orphan-after",
-		orphan_after, (char *)NULL);
+		state_dir, "--listen", address, "--data", data, "--orphan-after", orphan_after,
+		"--insecure", (char *)NULL);
 	_exit(127);
 }
 
@@ -92,10 +99,12 @@ static void shell(const char *command)
 static void create_leases(void)
 {
 	const char *addresses[] = {address};
-	const struct smv_transport_wish wish = {.names = "tcp"};
+	struct smv_transport_wish wish = {.names = "tcp"};
 	struct smv_error err = {0};
 	char reason[200];
 
+	if (getenv("SMEMV_TEST_VERBS"))
+		snprintf(wish.names, sizeof(wish.names), "verbs");
 	cr_assert_eq(smv_leases_create(&leases, &backing, addresses, 1, "tests", 16 * MIB, &wish,
 			     false, 2000, reason, sizeof(reason), &err),
 		0, "%s", err.message);
@@ -133,9 +142,12 @@ static void stop(void)
 
 TestSuite(leases, .init = start, .fini = stop, .timeout = 60);
 
+#define NR_SLOTS (16 * MIB / SMV_PAGE_SIZE)
+static uint64_t first_slot; /* of as many more, when there are more */
+
 static uint64_t slot_of(unsigned int i)
 {
-	return (uint64_t)i * 1000 % (backing.nr_extents * SMV_EXTENT_PAGES);
+	return first_slot + (uint64_t)i * 1000 % NR_SLOTS;
 }
 
 /* 0, or why it was not done. */
@@ -204,15 +216,20 @@ static bool mends(unsigned int ms, struct smv_error *err)
 	return true;
 }
 
-static void notice_death(void)
+static void notice_deaths(unsigned int nr)
 {
 	struct smv_remote_completion c;
 
-	for (int i = 0; i < 1000 && smv_remote_mend(remote, NULL) == 0; i++) {
+	for (int i = 0; i < 1000 && smv_remote_mend(remote, NULL) < nr; i++) {
 		smv_remote_poll(remote, &c, 1);
 		smv_sleep_ms(5);
 	}
-	cr_assert_eq(smv_remote_mend(remote, NULL), 1);
+	cr_assert_eq(smv_remote_mend(remote, NULL), nr);
+}
+
+static void notice_death(void)
+{
+	notice_deaths(1);
 }
 
 static Smemv__V1__LeaseState state_of_lease(uint64_t *since_renewal_ms)
@@ -465,4 +482,159 @@ Test(leases, what_cannot_be_released_is_told_and_released_later)
 	cr_assert_eq(left, 0);
 	cr_assert_not(leases.leases[0].created);
 	cr_assert_eq(smv_leases_release_try(&leases, &backing), 0);
+}
+
+/* --- more room ---------------------------------------------------------------------------- */
+
+Test(leases, the_least_budget_is_the_one_for_which_the_room_suffices)
+{
+	const uint64_t ram = 4096 * MIB, extent = SMV_EXTENT_BYTES;
+
+	for (uint64_t budget = 0; budget <= ram; budget += 7 * MIB + 4096) {
+		uint64_t room = smv_leases_room(ram, budget);
+		uint64_t least = smv_leases_least_budget(ram, room);
+
+		cr_assert_leq(least, budget);
+		cr_assert_leq(smv_leases_room(ram, least), room);
+		cr_assert(least == 0 || smv_leases_room(ram, least - 1) > room);
+		/* With less room it is more. */
+		cr_assert_leq(least, smv_leases_least_budget(ram, room - extent));
+	}
+	cr_assert_eq(smv_leases_least_budget(ram, 0), ram);
+	cr_assert_eq(smv_leases_least_budget(ram, 2 * ram), 0);
+}
+
+static void grow(struct smv_leases_growth *growth, uint64_t bytes)
+{
+	struct smv_error err = {0};
+
+	cr_assert_eq(smv_leases_grow(&leases, "tests", bytes, growth, &err), 0, "%s", err.message);
+}
+
+/* In the epoch that a takeover has raised. */
+static void raise_epoch(void)
+{
+	struct smv_error err = {0};
+
+	cr_assert(smv_leases_hold(&leases, &backing));
+	write_pages(10);
+	smv_remote_close(remote);
+	cr_assert_eq(smv_leases_fence(&leases, &backing, &err), 0, "%s", err.message);
+	cr_assert_eq(leases.epoch, 2);
+	open_remote();
+}
+
+Test(leases, that_are_added_lie_behind_the_others)
+{
+	struct smv_leases_growth growth;
+	struct smv_error err = {0};
+
+	raise_epoch();
+	grow(&growth, 16 * MIB);
+	/* All the time the old ones are in use. */
+	cr_assert_eq(wrong_pages(10), 0);
+	cr_assert(smv_leases_hold(&growth.all, &growth.all_backing));
+	smv_remote_close(remote);
+	smv_leases_adopt(&leases, &backing, &growth);
+	cr_assert_eq(leases.nr, 2);
+	cr_assert(leases.leases[0].held && leases.leases[1].held);
+	cr_assert_eq(backing.nr_extents * SMV_EXTENT_PAGES, 2 * NR_SLOTS);
+	open_remote();
+	cr_assert_eq(wrong_pages(10), 0);
+	first_slot = NR_SLOTS;
+	write_pages(50);
+	first_slot = 0;
+	cr_assert_eq(wrong_pages(10), 0);
+	first_slot = NR_SLOTS;
+	cr_assert_eq(wrong_pages(50), 0);
+	restart_server();
+	notice_deaths(2);
+	cr_assert(mends(8000, &err), "%s", err.message);
+	cr_assert_eq(wrong_pages(50), 0);
+	first_slot = 0;
+	cr_assert_eq(wrong_pages(10), 0);
+}
+
+Test(leases, that_are_added_are_read_back_with_the_others)
+{
+	struct smv_leases_growth growth;
+	struct smv_leases read_leases;
+	struct smv_backing read_backing;
+	struct smv_error err = {0};
+	json_t *json;
+
+	raise_epoch();
+	grow(&growth, 16 * MIB);
+	json = smv_leases_to_json(&growth.all, &growth.all_backing);
+	cr_assert_eq(smv_leases_from_json(
+			     json, backing.transport, 2000, &read_leases, &read_backing, &err),
+		0, "%s", err.message);
+	cr_assert_eq(read_leases.nr, 2);
+	cr_assert_str_eq(read_leases.leases[0].id, leases.leases[0].id);
+	cr_assert_str_eq(read_leases.leases[1].id, growth.more.leases[0].id);
+	cr_assert_not(read_leases.leases[1].held);
+	json_decref(json);
+	smv_leases_forget(&read_leases, &read_backing);
+	smv_leases_release_try(&growth.more, &growth.more_backing);
+	smv_leases_growth_free(&growth);
+	cr_assert_eq(leases_at(leases.leases[0].client), 1);
+	cr_assert_eq(wrong_pages(10), 0);
+}
+
+Test(leases, too_little_room_leaves_none_behind)
+{
+	struct smv_leases_growth growth;
+	struct smv_error err = {0};
+
+	write_pages(10);
+	cr_assert_lt(smv_leases_grow(&leases, "tests", 50 * MIB, &growth, &err), 0);
+	cr_assert_eq(err.code, SMV_NO_ROOM, "%s", err.message);
+	cr_assert(strstr(err.message, "needed 50.0 MiB") && strstr(err.message, "free 48.0 MiB"),
+		"%s", err.message);
+	cr_assert_eq(leases_at(leases.leases[0].client), 1);
+	cr_assert_eq(wrong_pages(10), 0);
+}
+
+Test(leases, more_than_a_vm_may_have_are_refused)
+{
+	struct smv_leases_growth growth;
+	struct smv_error err = {0};
+
+	smv_remote_close(remote);
+	while (leases.nr < SMV_SUB_HOSTS_MAX && leases.nr < 20) {
+		grow(&growth, SMV_EXTENT_BYTES);
+		smv_leases_adopt(&leases, &backing, &growth);
+	}
+	leases.nr = SMV_SUB_HOSTS_MAX;
+	cr_assert_lt(smv_leases_grow(&leases, "tests", SMV_EXTENT_BYTES, &growth, &err), 0);
+	cr_assert_eq(err.code, SMV_REFUSED);
+	cr_assert(strstr(err.message, "limit of 64"), "%s", err.message);
+	leases.nr = 20;
+	open_remote();
+	write_pages(10);
+	cr_assert_eq(wrong_pages(10), 0);
+}
+
+/* What a pager does that finds leases which its predecessor had not used yet. */
+Test(leases, that_were_never_used_can_be_split_off)
+{
+	struct smv_leases_growth growth;
+	struct smv_leases rest;
+	struct smv_backing rest_backing;
+
+	raise_epoch();
+	grow(&growth, 16 * MIB);
+	cr_assert(smv_leases_hold(&growth.all, &growth.all_backing));
+	smv_remote_close(remote);
+	smv_leases_adopt(&leases, &backing, &growth);
+	backing.nr_extents = NR_SLOTS / SMV_EXTENT_PAGES;
+	cr_assert_eq(smv_leases_split(&leases, &backing, 1, &rest, &rest_backing), 0);
+	cr_assert_eq(leases.nr, 1);
+	cr_assert_eq(rest.nr, 1);
+	cr_assert_eq(leases_at(leases.leases[0].client), 2);
+	cr_assert_eq(smv_leases_release(&rest, &rest_backing), 0);
+	smv_backing_free(&rest_backing);
+	cr_assert_eq(leases_at(leases.leases[0].client), 1);
+	open_remote();
+	cr_assert_eq(wrong_pages(10), 0);
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/events.h"
 #include "common/log.h"
 #include "memserver/extents.h"
 #include "memserver/hugepages.h"
+#include "memserver/metrics.h"
 #include "memserver/registration.h"
 #include "memserver/service.h"
+#include "prometheus.h"
 #include "transport/provider.h"
 
 #include <criterion/criterion.h>
@@ -1093,6 +1096,8 @@ EACH(orphans_are_told_and_come_back)
 		cr_assert_geq(l.info.since_renewal_ms, 300);
 		cr_assert_eq(l.info.expires_in_ms, 0);
 	}
+	cr_assert_eq(smv_events_count(SMV_EVENT_LEASE_ORPHANED), 4);
+	cr_assert_eq(smv_events_count(SMV_EVENT_LEASE_RENEWED_AGAIN), 3);
 	/* It is served like before, and survives as what it is. */
 	cr_assert(reads_pattern(&l, 1, 0x21));
 	restart_world(transport);
@@ -1763,6 +1768,20 @@ Test(hugepages, of_a_killed_daemon_are_found_by_the_next_one)
 	}
 }
 
+/* They go before the link to them, which takes a while. */
+Test(hugepages, of_a_daemon_that_was_killed_as_it_removed_them_are_made_anew)
+{
+	struct smv_error err = {0};
+	struct smv_arena *a;
+
+	leave_behind(in_dir("s"));
+	shell("rm huge/*");
+	cr_assert_eq(smv_arena_create("a", in_dir("s"), 2 * EXTENT, HUGE_SIZE, &a, &err), 0, "%s",
+		err.message);
+	smv_arena_destroy(a);
+	cr_assert(is_mount_empty());
+}
+
 Test(hugepages, a_planted_link_removes_nothing)
 {
 	struct smv_arena *a;
@@ -1867,6 +1886,14 @@ static void stop_service(void)
 	stop_world();
 }
 
+static const char *hex_id(uint64_t id)
+{
+	static char text[20];
+
+	snprintf(text, sizeof(text), "%016lx", id);
+	return text;
+}
+
 TestSuite(service, .init = start_service, .fini = stop_service, .timeout = 30);
 
 static int call(const char *method, const void *request, void *response, struct smv_error *err)
@@ -1956,6 +1983,76 @@ Test(service, tells_what_it_is)
 	cr_assert_str_eq(info->data_addresses[0], smv_addr_format(&w.addr, text, sizeof(text)));
 	cr_assert_neq(w.addr.port, 0);
 	smv_rpc_message_free(&info->base);
+}
+
+static struct prom prom;
+
+static double metric(const char *name, const char *label, const char *value)
+{
+	const struct prom_sample *s =
+		label ? prom_find(&prom, name, label, value, NULL) : prom_find(&prom, name, NULL);
+
+	cr_assert(s, "%s", name);
+	return s->value;
+}
+
+static void collect(void)
+{
+	struct smv_metrics *m = smv_metrics_create();
+	size_t len;
+	char *text;
+
+	smv_mem_server_collect(&mem_server, m);
+	text = smv_metrics_text(m, &len);
+	cr_assert_eq(prom_parse(&prom, text), 0, "%s", prom.error);
+	free(text);
+	smv_metrics_destroy(m);
+}
+
+Test(service, tells_prometheus_of_arena_and_leases)
+{
+	struct client_lease held, provisional;
+
+	collect();
+	cr_assert_eq(metric("smemv_arena_free_bytes", NULL, NULL), ARENA_EXTENTS * EXTENT);
+	cr_assert_eq(metric("smemv_leases", "state", "held"), 0);
+	must_create(&held, 2);
+	must_create(&provisional, 1);
+	cr_assert_eq(smv_lease_hold(w.table, held.info.id, NULL, NULL), 0);
+	collect();
+	cr_assert_eq(metric("smemv_server_info", "incarnation", smv_arena_incarnation(w.arena)), 1);
+	cr_assert_eq(metric("smemv_arena_bytes", NULL, NULL), ARENA_EXTENTS * EXTENT);
+	cr_assert_eq(metric("smemv_arena_leased_bytes", NULL, NULL), 3 * EXTENT);
+	cr_assert_eq(metric("smemv_arena_free_bytes", NULL, NULL), (ARENA_EXTENTS - 3) * EXTENT);
+	cr_assert_eq(metric("smemv_leases", "state", "held"), 1);
+	cr_assert_eq(metric("smemv_leases", "state", "provisional"), 1);
+	cr_assert_eq(metric("smemv_leases", "state", "orphaned"), 0);
+	cr_assert_eq(metric("smemv_data_received_bytes_total", NULL, NULL), 0);
+	cr_assert_lt(metric("smemv_lease_renewal_age_seconds", "lease", hex_id(held.info.id)), 20);
+	cr_assert_eq(metric("smemv_lease_bytes", "lease", hex_id(held.info.id)), 2 * EXTENT);
+	must_release(&held);
+	must_release(&provisional);
+}
+
+Test(service, tells_what_has_happened)
+{
+	Smemv__V1__ListEventsRequest request = SMEMV__V1__LIST_EVENTS_REQUEST__INIT;
+	Smemv__V1__ListEventsResponse *list;
+	struct client_lease l;
+	struct smv_error err = {0};
+
+	must_create(&l, 1);
+	must_release(&l);
+	request.vm = "host/vm";
+	cr_assert_eq(call("ListEvents", &request, &list, &err), 0, "%s", err.message);
+	cr_assert_eq(list->n_events, 1);
+	cr_assert_str_eq(list->events[0]->name, "lease.ended");
+	cr_assert_str_eq(list->events[0]->subject, hex_id(l.info.id));
+	smv_rpc_message_free(&list->base);
+	request.vm = "";
+	cr_assert_eq(call("ListEvents", &request, &list, &err), 0, "%s", err.message);
+	cr_assert_str_eq(list->events[0]->name, "arena.new");
+	smv_rpc_message_free(&list->base);
 }
 
 Test(service, refuses_bad_fields)

@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "client/hot_chunk.h"
+#include "client/slots.h"
 #include "client/uffd.h"
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "migrator/hotness.h"
+#include "migrator/push.h"
 #include "migrator/report.h"
 #include "migrator/tracker.h"
+#include "smemv/v1/pager.pb-c.h"
 #include "vm_stub.h"
 
 #include <criterion/criterion.h>
@@ -351,6 +356,253 @@ Test(tracker, errors_name_the_ram_block)
 	cr_assert(strstr(err.message, "'ram0'"), "%s", err.message);
 	cr_assert_lt(smv_tracker_populated(&t.source, &t.set, &err), 0);
 	cr_assert(strstr(err.message, "'ram1'"), "%s", err.message);
+	track_destroy(&t);
+}
+
+/* --- pushing ------------------------------------------------------------------------------ */
+
+/* A main host that keeps what it is sent, by the rules of smemv-pagerd. */
+struct main_host {
+	struct stub_host hosts[STUB_HOSTS];
+	struct smv_domain *domain;
+	struct smv_region *region;
+	struct smv_listener *listener;
+	struct smv_hot_chunk *ring;
+	struct smv_rpc_server *server;
+	char socket[64];
+	pthread_mutex_t lock;
+	struct smv_pagemap map;
+	struct smv_slots slots;
+	unsigned char (*hot)[SMV_PAGE_SIZE];
+};
+
+static int ring_connect(void *ctx, struct smv_conn *conn, const void *private_data,
+	size_t private_len, struct smv_domain **domain, unsigned int *access, void **conn_ctx)
+{
+	struct main_host *m = ctx;
+
+	*domain = m->domain;
+	*access = SMV_ACCESS_REMOTE_WRITE;
+	*conn_ctx = m;
+	return 0;
+}
+
+static void ring_notify(void *ctx, void *conn_ctx, struct smv_conn *conn, uint32_t index)
+{
+	struct main_host *m = ctx;
+	const struct smv_hot_chunk *chunk = &m->ring[index];
+
+	pthread_mutex_lock(&m->lock);
+	for (uint32_t i = 0; i < chunk->nr_pages; i++) {
+		uint64_t page = chunk->entries[i].page;
+
+		must(smv_word_state(smv_pagemap_get(&m->map, page)) != SMV_PAGE_COLD);
+		memcpy(m->hot[page], chunk->data[i], SMV_PAGE_SIZE);
+		smv_pagemap_place(&m->map, page,
+			smv_word(SMV_PAGE_LOCAL, SMV_SLOT_NONE, chunk->entries[i].checksum));
+	}
+	pthread_mutex_unlock(&m->lock);
+	smv_conn_notify(conn, index);
+}
+
+static void take_report(
+	struct main_host *m, uint64_t page, bool cold, uint64_t slot, uint32_t checksum)
+{
+	smv_page_word old = smv_pagemap_get(&m->map, page);
+
+	if (!cold) {
+		if (smv_word_state(old) == SMV_PAGE_COLD)
+			smv_slots_free(&m->slots, smv_word_slot(old));
+		smv_pagemap_place(&m->map, page, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
+		return;
+	}
+	must(smv_word_state(old) != SMV_PAGE_LOCAL);
+	if (smv_word_state(old) == SMV_PAGE_COLD)
+		must(smv_word_slot(old) == slot);
+	else
+		must(smv_slots_take(&m->slots, slot) == 0);
+	smv_pagemap_place(&m->map, page, smv_word(SMV_PAGE_COLD, slot, checksum));
+}
+
+static int report_pages(void *ctx, struct smv_rpc_call *call, const ProtobufCMessage *request,
+	ProtobufCMessage *response, struct smv_error *err)
+{
+	const Smemv__V1__ReportPagesRequest *q = (const void *)request;
+	struct main_host *m = ctx;
+
+	pthread_mutex_lock(&m->lock);
+	for (size_t i = 0; i < q->n_ranges; i++) {
+		const Smemv__V1__PageRange *r = q->ranges[i];
+		bool cold = r->state == SMEMV__V1__PAGE_STATE__PAGE_STATE_COLD;
+
+		for (uint64_t k = 0; k < r->nr_pages; k++) {
+			uint32_t checksum = 0;
+
+			if (cold)
+				memcpy(&checksum, r->checksums.data + 4 * k, 4);
+			take_report(m, r->first_page + k, cold, r->first_slot + k, checksum);
+		}
+	}
+	pthread_mutex_unlock(&m->lock);
+	((Smemv__V1__ReportPagesResponse *)response)->applied_sequence = q->sequence;
+	return 0;
+}
+
+static void main_host_create(struct main_host *m, uint64_t nr_extents, struct smv_dest *dest)
+{
+	static const struct smv_rpc_method methods[] = {
+		{"ReportPages", report_pages}, {NULL, NULL}};
+	const size_t ring_bytes = SMV_HOT_RING_CHUNKS * sizeof(struct smv_hot_chunk);
+	const struct smv_listener_handler handler = {
+		.ctx = m, .connect = ring_connect, .notify = ring_notify};
+	struct smv_addr addr, bound;
+	struct smv_region_info info;
+
+	memset(m, 0, sizeof(*m));
+	pthread_mutex_init(&m->lock, NULL);
+	m->ring = aligned_alloc(SMV_PAGE_SIZE, ring_bytes);
+	m->hot = calloc(RAM_PAGES, SMV_PAGE_SIZE);
+	must(m->ring && m->hot && smv_slots_create(nr_extents, &m->slots) == 0 &&
+		smv_pagemap_create(NULL, "main", RAM_PAGES, &m->map, NULL) == 0);
+	for (unsigned int h = 0; h < STUB_HOSTS; h++)
+		stub_host_create(&m->hosts[h], "mem", h, nr_extents / STUB_HOSTS);
+	must(smv_domain_create(m->hosts[0].transport, &m->domain) == 0);
+	must(smv_region_register(
+		     m->domain, m->ring, ring_bytes, SMV_ACCESS_REMOTE_WRITE, &m->region) == 0);
+	smv_region_info(m->region, &info);
+	must(smv_addr_parse("mem:ring", true, &addr, NULL) == 0);
+	must(smv_listen(m->hosts[0].transport, &addr, &handler, &m->listener, &bound, NULL) == 0);
+	smv_rpc_init();
+	snprintf(m->socket, sizeof(m->socket), "unix:/tmp/smemv-test-push.%d", (int)getpid());
+	must(smv_addr_parse(m->socket, false, &addr, NULL) == 0);
+	must(smv_rpc_server_create(1, &m->server) == 0 &&
+		smv_rpc_server_add_service(m->server, &smemv__v1__pager__descriptor, methods, m) ==
+			0 &&
+		smv_rpc_server_listen(m->server, &addr, NULL, NULL) == 0 &&
+		smv_rpc_server_start(m->server) == 0);
+
+	must(smv_dest_open(&addr, "0123456789abcdef0123456789abcdef", dest, NULL) == 0);
+	stub_backing_create(&dest->backing, m->hosts, STUB_HOSTS);
+	must(smv_backing_spread(&dest->backing, 1) == 0);
+	dest->last_contact_ns = smv_now_ns();
+	dest->hot_addr = bound;
+	dest->hot_rkey = info.rkey;
+	dest->hot_ring_addr = info.remote_addr;
+}
+
+static void main_host_destroy(struct main_host *m, struct smv_dest *dest)
+{
+	smv_dest_close(dest);
+	smv_rpc_server_destroy(m->server, 1000);
+	smv_rpc_shutdown();
+	smv_listener_close(m->listener);
+	smv_region_deregister(m->region);
+	smv_domain_destroy(m->domain);
+	for (unsigned int h = 0; h < STUB_HOSTS; h++)
+		stub_host_destroy(&m->hosts[h]);
+	smv_pagemap_destroy(&m->map);
+	smv_slots_destroy(&m->slots);
+	free(m->hot);
+	free(m->ring);
+}
+
+static int never(struct smv_error *err)
+{
+	return 0;
+}
+
+/* How many pages the main host would show otherwise than the source's files hold them. */
+static unsigned int differences(
+	const struct main_host *m, const struct track *t, const struct smv_dest *dest)
+{
+	static const unsigned char zeros[SMV_PAGE_SIZE];
+	unsigned int nr = 0;
+
+	for (uint64_t page = 0; page < RAM_PAGES; page++) {
+		const struct smv_ram_block *b = smv_guest_ram_block_of(&t->vm.ram, page);
+		smv_page_word word = smv_pagemap_get(&m->map, page);
+		unsigned char want[SMV_PAGE_SIZE];
+		const void *got = smv_word_state(word) == SMV_PAGE_ZERO ? zeros : m->hot[page];
+
+		must(pread(b->fd, want, sizeof(want),
+			     (off_t)(b->file_offset + (page - b->first_page) * SMV_PAGE_SIZE)) ==
+			sizeof(want));
+		if (smv_word_state(word) == SMV_PAGE_COLD)
+			got = stub_slot(m->hosts, &dest->backing, smv_word_slot(word));
+		nr += memcmp(want, got, sizeof(want)) != 0;
+	}
+	return nr;
+}
+
+static void punch_page(struct track *t, uint64_t page)
+{
+	cr_assert_eq(madvise(stub_vm_page(&t->vm, page), SMV_PAGE_SIZE, MADV_REMOVE), 0);
+}
+
+static void find_populated(struct track *t)
+{
+	struct smv_error err = {0};
+
+	smv_pageset_clear(&t->set);
+	cr_assert_eq(smv_tracker_populated(&t->source, &t->set, &err), 0, "%s", err.message);
+}
+
+Test(push, pages_that_were_discarded_after_they_were_sent_are_zero_in_the_end)
+{
+	/* Hot and cold ones, on both sides of the border of the blocks and at the ends; one of them
+	 * was zero from the beginning. */
+	static const uint64_t discarded[] = {0, 100, 998, 1500, 2000, 2001, 2099, 2500, 2999};
+	struct smv_push *push = NULL;
+	struct smv_error err = {0};
+	struct smv_pageset hot;
+	struct smv_dest dest;
+	struct main_host m;
+	struct track t;
+	uint64_t nr_free;
+
+	track_create(&t);
+	main_host_create(&m, 8, &dest);
+	dest.hot_credit = 100;
+	cr_assert_eq(smv_pageset_create(RAM_PAGES, &hot), 0);
+	for (uint64_t page = 2000; page < 2100; page++)
+		smv_pageset_add(&hot, page);
+	cr_assert_eq(
+		smv_push_open(&t.source, &dest, &hot, 0, never, &push, &err), 0, "%s", err.message);
+	find_populated(&t);
+	cr_assert_eq(smv_push_declare_zero(push, &t.set, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_push_pages(push, &t.set, NULL, NULL, &err), 0, "%s", err.message);
+	cr_assert_eq(differences(&m, &t, &dest), 0);
+	cr_assert_eq(smv_pagemap_count(&m.map, SMV_PAGE_LOCAL), 100);
+	cr_assert_eq(smv_pagemap_count(&m.map, SMV_PAGE_COLD), 1400);
+
+	nr_free = m.slots.nr_free;
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(discarded); i++)
+		punch_page(&t, discarded[i]);
+	cr_assert_eq(differences(&m, &t, &dest), 8, "this test sees nothing");
+	find_populated(&t);
+	cr_assert_eq(smv_push_drop_holes(push, &t.set, &err), 0, "%s", err.message);
+	cr_assert_eq(differences(&m, &t, &dest), 0);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(discarded); i++)
+		cr_assert_eq(smv_word_state(smv_pagemap_get(&m.map, discarded[i])), SMV_PAGE_ZERO,
+			"page %lu", discarded[i]);
+	cr_assert_eq(smv_pagemap_count(&m.map, SMV_PAGE_LOCAL), 97);
+	cr_assert_eq(smv_pagemap_count(&m.map, SMV_PAGE_COLD), 1395);
+	cr_assert_eq(m.slots.nr_free, nr_free + 5);
+	cr_assert_eq(m.map.digest, smv_push_map(push)->digest, "the maps must agree");
+
+	/* If the VM goes on after all: a page that is written again is like a new one. */
+	smv_pageset_clear(&t.set);
+	for (size_t i = 0; i < SMV_ARRAY_SIZE(discarded); i++) {
+		*stub_vm_page(&t.vm, discarded[i]) = (unsigned char)(i + 5);
+		smv_pageset_add(&t.set, discarded[i]);
+	}
+	cr_assert_eq(smv_push_pages(push, &t.set, NULL, NULL, &err), 0, "%s", err.message);
+	cr_assert_eq(differences(&m, &t, &dest), 0);
+	cr_assert_eq(m.map.digest, smv_push_map(push)->digest);
+	cr_assert_eq(smv_pagemap_count(&m.map, SMV_PAGE_LOCAL), 100, "the credit came back");
+	smv_push_close(push);
+	smv_pageset_destroy(&hot);
+	main_host_destroy(&m, &dest);
 	track_destroy(&t);
 }
 

@@ -273,6 +273,34 @@ Test(qmp, drops_a_late_answer)
 	fake_stop(&fake);
 }
 
+static void panic(int fd)
+{
+	char line[200];
+
+	greet(fd);
+	hear(fd, line, sizeof(line));
+	say(fd, "{\"event\": \"GUEST_PANICKED\", \"data\": {\"info\": {\"arg1\": "
+		"18446735291456004096}}}\r\n{\"return\": {}, \"id\": 2}\r\n");
+}
+
+/* Addresses of a Windows kernel: above what jansson's integers hold. */
+Test(qmp, takes_large_numbers)
+{
+	struct fake fake;
+	struct smv_qmp *qmp;
+	struct smv_error err;
+	json_t *event;
+
+	fake_start(&fake, panic);
+	cr_assert_eq(smv_qmp_open(fake.dir.qmp_path, 5000, &qmp, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_qmp_execute(qmp, "x", NULL, NULL, 5000, &err), 0, "%s", err.message);
+	cr_assert_eq(smv_qmp_next_event(qmp, 0, &event), 0);
+	cr_assert_str_eq(json_string_value(json_object_get(event, "event")), "GUEST_PANICKED");
+	json_decref(event);
+	smv_qmp_close(qmp);
+	fake_stop(&fake);
+}
+
 static void garbage(int fd)
 {
 	char line[200];
@@ -590,7 +618,10 @@ Test(allow_list, accepts_less_usual_devices)
 		"-M q35 " FILE_RAM "-device virtio-iommu-pci -device vmware-svga -device "
 		"pcie-root-port,id=p,chassis=9 -device pxb-pcie,bus_nr=64",
 		"-M pc " FILE_RAM "-device ati-vga -device ne2k_pci -device pcnet -device i82551 "
-		"-device tulip -device virtio-scsi-pci,iothread=io -object iothread,id=io"};
+		"-device tulip -device virtio-scsi-pci,iothread=io -object iothread,id=io "
+		"-device virtio-balloon-pci,free-page-reporting=on",
+		"-M q35 " FILE_RAM "-device virtio-balloon-pci-transitional",
+		"-M microvm " FILE_RAM "-device virtio-balloon-device"};
 	struct smv_error err = {0};
 
 	for (size_t i = 0; i < SMV_ARRAY_SIZE(good); i++)
@@ -599,7 +630,7 @@ Test(allow_list, accepts_less_usual_devices)
 
 Test(allow_list, collects_all_refusals)
 {
-	static const char *const want[][2] = {{"device-not-allowed", "virtio-balloon-pci"},
+	static const char *const want[][2] = {{"device-not-allowed", "virtio-9p-pci"},
 		{"device-not-allowed", "ivshmem-plain"}, {"device-not-allowed", "edu"},
 		{"backend-not-allowed", "can-bus"}, {"backend-not-allowed", "vvfat"},
 		{"backend-not-allowed", "l2tpv3"}, {"ram-backend", "memory-backend-ram"}};
@@ -607,7 +638,8 @@ Test(allow_list, collects_all_refusals)
 	struct smv_error err = {0};
 	struct vm vm;
 
-	start(&vm, "-M pc -nodefaults -m 64M -device virtio-balloon,id=bal -object "
+	start(&vm, "-M pc -nodefaults -m 64M -fsdev local,id=f,path=$DIR,security_model=none "
+		   "-device virtio-9p-pci,fsdev=f,mount_tag=t,id=share -object "
 		   "memory-backend-memfd,id=m,share=on,size=1M -device ivshmem-plain,memdev=m "
 		   "-device edu -object can-bus,id=can0 -drive if=none,id=d,driver=vvfat,dir=$DIR "
 		   "-netdev l2tpv3,id=l,src=127.0.0.1,dst=127.0.0.1,udp=on,srcport=0,dstport=9,"
@@ -624,8 +656,8 @@ Test(allow_list, collects_all_refusals)
 	}
 	for (size_t k = 0; k < list.nr; k++) {
 		cr_expect(list.list[k].hint[0], "no hint: %s", list.list[k].message);
-		if (strstr(list.list[k].message, "/machine/peripheral/bal"))
-			cr_expect(strstr(list.list[k].hint, "device_del, id 'bal'"), "%s",
+		if (strstr(list.list[k].message, "/machine/peripheral/share"))
+			cr_expect(strstr(list.list[k].hint, "device_del, id 'share'"), "%s",
 				list.list[k].hint);
 	}
 	/* The first of them is what the check says. */
@@ -652,7 +684,9 @@ Test(allow_list, refuses_by_name)
 {
 	static const struct {
 		const char *args, *reason, *name;
-	} bad[] = {{PLAIN "-device virtio-balloon", "device-not-allowed", "virtio-balloon-pci"},
+	} bad[] = {{PLAIN "-device virtio-balloon-pci,free-page-hint=on,iothread=io "
+			  "-object iothread,id=io",
+			   "device-not-allowed", "free-page-hint=on"},
 		{PLAIN "-object memory-backend-memfd,id=m,share=on,size=1M "
 		       "-device ivshmem-plain,memdev=m,id=shm0",
 			"device-not-allowed", "/machine/peripheral/shm0"},
@@ -840,8 +874,7 @@ Test(watch, tells_what_was_plugged)
 	command(&vm, "blockdev-del", json_pack("{s:s}", "node-name", "late"));
 	cr_expect_eq(watch_soon(&vm, &watch, &err), 2);
 	cr_expect_not(watch.alarm);
-	command(&vm, "device_add",
-		json_pack("{s:s, s:s}", "driver", "virtio-balloon-pci", "id", "b"));
+	command(&vm, "device_add", json_pack("{s:s, s:s}", "driver", "edu", "id", "lesson"));
 	cr_expect_eq(watch_soon(&vm, &watch, &err), 0, "devices are looked at less often");
 	event = json_pack("{s:s}", "event", "ACPI_DEVICE_OST");
 	smv_watch_event(&watch, event);
@@ -1147,6 +1180,349 @@ Test(shim, is_not_inherited)
 	close(uffd);
 	smv_shim_close(shim);
 	stop(&vm);
+}
+
+/* --- what the shim makes of discards --------------------------------------------------------- */
+
+struct puncher {
+	struct vm vm;
+	FILE *to, *from;
+	int ram, other; /* its files, ours to look at */
+	struct smv_shim_file file;
+	struct smv_shim *shim;
+};
+
+static int open_file_of(pid_t pid, int fd)
+{
+	char path[48];
+	int ours;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, fd);
+	ours = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert_geq(ours, 0);
+	return ours;
+}
+
+static void puncher_start(struct puncher *p)
+{
+	int in[2], out[2], ram, other;
+	struct stat st;
+
+	make_dir(&p->vm);
+	cr_assert(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0);
+	p->vm.child = fork();
+	if (p->vm.child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		dup2(in[0], STDIN_FILENO);
+		dup2(out[1], STDOUT_FILENO);
+		setenv("LD_PRELOAD", SMEMV_TEST_SHIM, 1);
+		setenv(SMV_SHIM_SOCKET_ENV, p->vm.shim_path, 1);
+		execl(SMEMV_TEST_PUNCHER, SMEMV_TEST_PUNCHER, NULL);
+		_exit(127);
+	}
+	close(in[0]);
+	close(out[1]);
+	p->to = fdopen(in[1], "w");
+	p->from = fdopen(out[0], "r");
+	setvbuf(p->to, NULL, _IOLBF, 0);
+	setvbuf(p->from, NULL, _IONBF, 0); /* for poll() */
+	cr_assert_eq(fscanf(p->from, "%*d %d %d %lu", &ram, &other, &p->file.addr), 3);
+	p->ram = open_file_of(p->vm.child, ram);
+	p->other = open_file_of(p->vm.child, other);
+	cr_assert_eq(fstat(p->ram, &st), 0);
+	p->file.dev = st.st_dev;
+	p->file.ino = st.st_ino;
+	/* The first page belongs to nobody. */
+	p->file.addr += 4096;
+	p->file.offset = 4096;
+	p->file.len = 63 * 4096;
+	p->shim = open_shim(&p->vm, NULL);
+}
+
+static void puncher_stop(struct puncher *p)
+{
+	smv_shim_close(p->shim);
+	fclose(p->to);
+	fclose(p->from);
+	close(p->ram);
+	close(p->other);
+	kill(p->vm.child, SIGKILL);
+	wait_for(p->vm.child);
+	remove_dir(&p->vm);
+}
+
+static int take(struct puncher *p)
+{
+	struct smv_error err;
+	int fd = -1;
+
+	cr_assert_eq(smv_shim_take_discards(p->shim, &p->file, 1, &fd, &err), 0, "%s", err.message);
+	return fd;
+}
+
+/* It is asked and answers: 0 or -errno. */
+static int punched(struct puncher *p, const char *what)
+{
+	int id, r, why;
+
+	fprintf(p->to, "7 %s\n", what);
+	cr_assert_eq(fscanf(p->from, "%d %d %d", &id, &r, &why), 3);
+	cr_assert_eq(id, 7);
+	return r < 0 ? -why : r;
+}
+
+static bool answers_within(struct puncher *p, int ms)
+{
+	struct pollfd fd = {.fd = fileno(p->from), .events = POLLIN};
+
+	return poll(&fd, 1, ms) > 0;
+}
+
+static int next_answer(struct puncher *p, int *id)
+{
+	int r, why;
+
+	cr_assert(answers_within(p, 10000));
+	cr_assert_eq(fscanf(p->from, "%d %d %d", id, &r, &why), 3);
+	return r < 0 ? -why : r;
+}
+
+static void expect_request(int fd, uint64_t offset, uint64_t len)
+{
+	struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+	struct smv_shim_discard d;
+
+	cr_assert_eq(poll(&poll_fd, 1, 10000), 1, "nothing was asked");
+	cr_assert_eq(recv(fd, &d, sizeof(d), 0), (ssize_t)sizeof(d));
+	cr_assert_eq(d.file, 0);
+	cr_assert_eq(d.offset, offset);
+	cr_assert_eq(d.len, len);
+}
+
+static bool is_asked(int fd)
+{
+	struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+
+	return poll(&poll_fd, 1, 100) > 0;
+}
+
+static void reply(int fd, int status)
+{
+	struct smv_shim_reply r = {.status = status};
+
+	cr_assert_eq(send(fd, &r, sizeof(r), MSG_NOSIGNAL), (ssize_t)sizeof(r));
+}
+
+static bool is_hole(int fd, long page)
+{
+	return lseek(fd, page * 4096, SEEK_DATA) != page * 4096;
+}
+
+Test(discards, without_a_pager_the_process_punches_by_itself)
+{
+	struct puncher p;
+
+	puncher_start(&p);
+	cr_assert_eq(punched(&p, "fallocate ram 8192 4096"), 0);
+	cr_assert_eq(punched(&p, "fallocate64 ram 12288 4096"), 0);
+	cr_assert_eq(punched(&p, "madvise ram 16384 4096"), 0);
+	for (long page = 0; page < 64; page++)
+		cr_assert_eq(is_hole(p.ram, page), page >= 2 && page <= 4, "page %ld", page);
+	cr_assert_eq(punched(&p, "madvise ram 1 4096"), -EINVAL, "the kernel's answer");
+	puncher_stop(&p);
+}
+
+Test(discards, are_handed_over_and_wait_for_the_answer)
+{
+	static const char *const how[] = {"fallocate", "fallocate64", "madvise"};
+	struct puncher p;
+	int fd, id;
+
+	puncher_start(&p);
+	fd = take(&p);
+	for (int i = 0; i < 3; i++) {
+		fprintf(p.to, "%d %s ram %d 12288\n", i, how[i], 8192 + 4096 * i);
+		expect_request(fd, 8192 + 4096 * (uint64_t)i, 12288);
+		cr_assert_not(answers_within(&p, 50), "%s: it did not wait", how[i]);
+		reply(fd, i == 1 ? -EIO : 0);
+		cr_assert_eq(next_answer(&p, &id), i == 1 ? -EIO : 0);
+		cr_assert_eq(id, i);
+	}
+	/* None of it was done by the process. */
+	for (long page = 0; page < 64; page++)
+		cr_assert_not(is_hole(p.ram, page), "page %ld", page);
+	close(fd);
+	puncher_stop(&p);
+}
+
+Test(discards, of_others_and_of_parts_of_pages_are_not_handed_over)
+{
+	struct puncher p;
+	int fd;
+
+	puncher_start(&p);
+	fd = take(&p);
+	cr_assert_eq(punched(&p, "fallocate other 8192 4096"), 0);
+	cr_assert(is_hole(p.other, 2));
+	cr_assert_eq(punched(&p, "fallocate ram 0 4096"), 0, "outside what the VM has");
+	cr_assert(is_hole(p.ram, 0));
+	/* Neither passed on nor lost. */
+	cr_assert_eq(punched(&p, "fallocate ram 8193 4096"), -EINVAL);
+	cr_assert_eq(punched(&p, "fallocate ram 8192 4095"), -EINVAL);
+	cr_assert_eq(punched(&p, "fallocate ram 0 8192"), -EINVAL);
+	cr_assert_eq(punched(&p, "fallocate ram 258048 8192"), -EINVAL);
+	cr_assert_eq(punched(&p, "madvise ram 8193 4096"), -EINVAL);
+	cr_assert_eq(punched(&p, "fallocate ram 4096 9223372036854771712"), -EINVAL);
+	cr_assert_not(is_asked(fd));
+	/* A forked child shares nothing with the pager. */
+	cr_assert_eq(punched(&p, "child ram 8192 4096"), 0);
+	cr_assert(is_hole(p.ram, 2));
+	cr_assert_not(is_asked(fd));
+	for (long page = 3; page < 64; page++)
+		cr_assert_not(is_hole(p.ram, page), "page %ld", page);
+	close(fd);
+	puncher_stop(&p);
+}
+
+/* A pager dies before the answer, and one that is replaced does not answer any more. */
+Test(discards, wait_for_the_next_pager_and_ask_it_again)
+{
+	struct puncher p;
+	int fd, next, id;
+
+	puncher_start(&p);
+	fd = take(&p);
+	fprintf(p.to, "1 fallocate ram 8192 4096\n");
+	expect_request(fd, 8192, 4096);
+	close(fd);
+	for (int i = 0; i < 20; i++) {
+		kill(p.vm.child, SIGUSR1);
+		smv_sleep_ms(5);
+	}
+	cr_assert_not(answers_within(&p, 100));
+	/* What is not the VM's does not wait with them. */
+	cr_assert_eq(punched(&p, "fallocate other 8192 4096"), 0);
+	fd = take(&p);
+	expect_request(fd, 8192, 4096);
+	next = take(&p);
+	expect_request(next, 8192, 4096);
+	cr_assert_eq(recv(fd, &id, sizeof(id), 0), 0, "the former one is at its end");
+	close(fd);
+	reply(next, 0);
+	cr_assert_eq(next_answer(&p, &id), 0);
+	cr_assert_eq(id, 1);
+	/* One that comes when nobody is there. */
+	close(next);
+	fprintf(p.to, "2 madvise ram 16384 4096\n");
+	cr_assert_not(answers_within(&p, 100));
+	next = take(&p);
+	expect_request(next, 16384, 4096);
+	reply(next, 0);
+	cr_assert_eq(next_answer(&p, &id), 0);
+	cr_assert_eq(id, 2);
+	cr_assert_not(is_hole(p.ram, 2));
+	cr_assert_not(is_hole(p.ram, 4));
+	close(next);
+	puncher_stop(&p);
+}
+
+Test(discards, that_wait_are_done_by_the_process_when_they_are_given_back)
+{
+	struct puncher p;
+	int fd, id;
+
+	puncher_start(&p);
+	/* In the middle of a question. */
+	fd = take(&p);
+	fprintf(p.to, "1 fallocate ram 8192 4096\n");
+	expect_request(fd, 8192, 4096);
+	cr_assert_eq(smv_shim_give_back_discards(p.shim), 0);
+	cr_assert_eq(next_answer(&p, &id), 0);
+	cr_assert(is_hole(p.ram, 2));
+	close(fd);
+	/* With nobody to be asked. */
+	close(take(&p));
+	fprintf(p.to, "2 madvise ram 12288 4096\n");
+	cr_assert_not(answers_within(&p, 50));
+	cr_assert_eq(smv_shim_give_back_discards(p.shim), 0);
+	cr_assert_eq(next_answer(&p, &id), 0);
+	cr_assert(is_hole(p.ram, 3));
+	/* To stop serving faults is to give back. */
+	fd = take(&p);
+	fprintf(p.to, "3 fallocate ram 16384 4096\n");
+	expect_request(fd, 16384, 4096);
+	cr_assert_eq(smv_shim_close_uffd(p.shim), 0);
+	cr_assert_eq(next_answer(&p, &id), 0);
+	cr_assert(is_hole(p.ram, 4));
+	close(fd);
+	puncher_stop(&p);
+}
+
+Test(discards, of_several_threads_are_each_answered_once)
+{
+	enum { JOBS = 24 };
+	bool done[JOBS] = {false};
+	struct puncher p;
+	int fd;
+
+	puncher_start(&p);
+	fd = take(&p);
+	for (int i = 0; i < JOBS; i++)
+		fprintf(p.to, "%d fallocate ram %d 4096\n", i, 8192 + i * 4096);
+	for (int i = 0; i < JOBS; i++) {
+		struct smv_shim_discard d;
+		int id;
+
+		cr_assert_eq(recv(fd, &d, sizeof(d), 0), (ssize_t)sizeof(d));
+		cr_assert_not(i == 0 && is_asked(fd), "two at a time");
+		kill(p.vm.child, SIGUSR1);
+		reply(fd, 0);
+		cr_assert_eq(next_answer(&p, &id), 0);
+		cr_assert_eq(d.offset, 8192 + (uint64_t)id * 4096, "somebody else's answer");
+		cr_assert_not(done[id]);
+		done[id] = true;
+		/* Now and then the pager is another one. */
+		if (i % 5 == 4) {
+			close(fd);
+			fd = take(&p);
+		}
+	}
+	close(fd);
+	puncher_stop(&p);
+}
+
+Test(discards, malformed_requests_take_nothing)
+{
+	struct smv_shim_request request = {
+		.version = SMV_SHIM_VERSION, .op = SMV_SHIM_TAKE_DISCARDS, .nr_files = 1};
+	const size_t header = offsetof(struct smv_shim_request, ranges);
+	struct smv_shim_reply r;
+	struct puncher p;
+	char byte;
+	int fd;
+
+	puncher_start(&p);
+	request.files[0] = p.file;
+	/* Files without a socket; more files than there is room for; files and ranges. */
+	fd = raw_connect(p.vm.shim_path);
+	cr_assert_gt(send(fd, &request, header + sizeof(request.files[0]), 0), 0);
+	cr_assert_eq(recv(fd, &r, sizeof(r), 0), (ssize_t)sizeof(r));
+	cr_assert_eq(r.status, -EINVAL);
+	request.nr_files = SMV_SHIM_MAX_FILES + 1;
+	cr_assert_gt(
+		send(fd, &request, header + request.nr_files * sizeof(request.files[0]), 0), 0);
+	cr_assert_leq(recv(fd, &byte, 1, 0), 0);
+	close(fd);
+	fd = raw_connect(p.vm.shim_path);
+	request.nr_files = request.nr_ranges = 1;
+	cr_assert_gt(send(fd, &request,
+			     header + sizeof(request.files[0]) + sizeof(request.ranges[0]), 0),
+		0);
+	cr_assert_leq(recv(fd, &byte, 1, 0), 0);
+	close(fd);
+	cr_assert_eq(punched(&p, "fallocate ram 8192 4096"), 0);
+	cr_assert(is_hole(p.ram, 2));
+	puncher_stop(&p);
 }
 
 /* --- smemv-run ------------------------------------------------------------------------------- */

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vm_stub.h"
 
+#include "client/discard.h"
 #include "client/uffd.h"
 #include "common/clock.h"
+#include "vmm/shim_proto.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -56,8 +59,8 @@ void stub_host_create(
 	host->transport = smv_transport_find(transport);
 	must(host->transport);
 	host->bytes = nr_extents * SMV_EXTENT_BYTES;
-	host->memory =
-		mmap(NULL, host->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	host->memory = mmap(NULL, host->bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	must(host->memory != MAP_FAILED);
 	must(smv_domain_create(host->transport, &host->domain) == 0);
 	must(smv_region_register(host->domain, host->memory, host->bytes,
@@ -87,6 +90,28 @@ void stub_host_down(struct stub_host *host)
 	host->listener = NULL;
 }
 
+static void spoil(struct stub_host *host)
+{
+	uint64_t *words = (uint64_t *)(void *)host->memory;
+
+	for (size_t i = 0; i < host->bytes / sizeof(*words); i++)
+		words[i] = ~words[i];
+}
+
+void stub_host_lose(struct stub_host *host)
+{
+	stub_host_down(host);
+	spoil(host);
+	atomic_store(&host->lost, true);
+}
+
+void stub_host_regain(struct stub_host *host)
+{
+	spoil(host);
+	atomic_store(&host->lost, false);
+	stub_host_up(host);
+}
+
 void stub_host_destroy(struct stub_host *host)
 {
 	if (host->listener)
@@ -107,13 +132,31 @@ static int make_ticket(
 	return 0;
 }
 
+static int find_door(void *ctx, unsigned int sub_host, enum smv_role role, struct smv_door *door,
+	struct smv_error *err)
+{
+	struct stub_host *host = (struct stub_host *)ctx + sub_host;
+
+	if (atomic_load(&host->lost))
+		return smv_fail(err, SMV_DATA_LOSS, "data-lost", NULL,
+			"sub-host-%u has lost the data", sub_host);
+	door->data_addr = host->addr;
+	door->segments = calloc(1, sizeof(*door->segments));
+	must(door->segments);
+	*door->segments =
+		(struct smv_segment){host->info.rkey, host->info.remote_addr, host->bytes};
+	return make_ticket(ctx, sub_host, role, &door->ticket);
+}
+
 void stub_backing_create(
-	struct smv_backing *backing, const struct stub_host *hosts, unsigned int nr_hosts)
+	struct smv_backing *backing, struct stub_host *hosts, unsigned int nr_hosts)
 {
 	*backing = (struct smv_backing){.transport = hosts[0].transport,
 		.sub_hosts = calloc(nr_hosts, sizeof(struct smv_sub_host)),
 		.nr_sub_hosts = nr_hosts,
-		.ticket = make_ticket};
+		.ticket = make_ticket,
+		.find_door = find_door,
+		.ticket_ctx = hosts};
 	must(backing->sub_hosts);
 	for (unsigned int h = 0; h < nr_hosts; h++) {
 		struct smv_sub_host *s = &backing->sub_hosts[h];
@@ -122,8 +165,8 @@ void stub_backing_create(
 		s->data_addr = hosts[h].addr;
 		s->segments = calloc(1, sizeof(*s->segments));
 		must(s->segments);
-		s->segments[0] = (struct smv_segment){
-			hosts[h].info.rkey, hosts[h].info.remote_addr, hosts[h].bytes};
+		s->segments[0] = (struct smv_segment){hosts[h].info.rkey, hosts[h].info.remote_addr,
+			hosts[h].bytes - hosts[h].spare_bytes};
 		s->nr_segments = 1;
 	}
 }
@@ -132,9 +175,59 @@ unsigned char *stub_slot(
 	const struct stub_host *hosts, const struct smv_backing *backing, uint64_t slot)
 {
 	struct smv_slot_place place = smv_backing_locate(backing, slot);
+	/* Leases that were added later are on the last one. */
+	const struct stub_host *host =
+		&hosts[place.sub_host < STUB_HOSTS ? place.sub_host : STUB_HOSTS - 1];
 
-	return hosts[place.sub_host].memory +
-	       (place.remote_addr - hosts[place.sub_host].info.remote_addr);
+	return host->memory + (place.remote_addr - host->info.remote_addr);
+}
+
+/* --- a page of a slot --------------------------------------------------------------------- */
+
+void stub_way_open(struct stub_lab *lab)
+{
+	struct smv_error err = {0};
+
+	if (smv_remote_open(&lab->backing, SMV_ROLE_WRITER, SMV_PAGE_SIZE, 5000, &lab->way, &err) <
+		0)
+		fprintf(stderr, "%s\n", err.message);
+	must(lab->way);
+}
+
+void stub_way_close(struct stub_lab *lab)
+{
+	smv_remote_close(lab->way);
+	lab->way = NULL;
+}
+
+static int transfer(struct smv_remote *way, enum smv_op op, uint64_t slot)
+{
+	struct smv_remote_completion c;
+	int r = smv_remote_post(way, op, slot, 1, smv_remote_staging(way), 0);
+
+	while (r == 0 && smv_remote_poll(way, &c, 1) == 0) {
+		struct pollfd fds[SMV_SUB_HOSTS_MAX];
+		int timeout = 100, n = smv_remote_pollfds(way, fds, &timeout);
+
+		if (n >= 0)
+			poll(fds, (nfds_t)n, timeout);
+	}
+	return r == 0 ? c.status : r;
+}
+
+int stub_slot_move(const struct stub_lab *lab, enum smv_op op, uint64_t slot, void *data)
+{
+	void *there = lab->way ? smv_remote_staging(lab->way)
+			       : stub_slot(lab->hosts, &lab->backing, slot);
+	int r = 0;
+
+	if (op == SMV_OP_WRITE)
+		memcpy(there, data, SMV_PAGE_SIZE);
+	if (lab->way)
+		r = transfer(lab->way, op, slot);
+	if (op == SMV_OP_READ && r == 0)
+		memcpy(data, there, SMV_PAGE_SIZE);
+	return r;
 }
 
 /* --- the VM ------------------------------------------------------------------------------- */
@@ -162,14 +255,25 @@ static void add_block(struct stub_vm *vm, uint64_t nr_pages, uint64_t file_offse
 	vm->ram.bytes += b->size_bytes;
 }
 
+/* Only threads of this process touch the RAM: that needs no privilege. */
+static int open_uffd(void)
+{
+	return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+}
+
 void stub_vm_create(struct stub_vm *vm, unsigned int nr_blocks, uint64_t nr_pages,
+	uint64_t features, uint64_t mode)
+{
+	stub_vm_create_on(vm, open_uffd(), nr_blocks, nr_pages, features, mode);
+}
+
+void stub_vm_create_on(struct stub_vm *vm, int uffd, unsigned int nr_blocks, uint64_t nr_pages,
 	uint64_t features, uint64_t mode)
 {
 	uint64_t first = nr_blocks == 1 ? nr_pages : nr_pages / 2 + 100;
 
 	memset(vm, 0, sizeof(*vm));
-	/* Only threads of this process touch the RAM: that needs no privilege. */
-	vm->uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	vm->uffd = uffd;
 	must(vm->uffd >= 0 && smv_uffd_api(vm->uffd, features) == 0);
 	vm->pagemap_fd = smv_pagemap_open(getpid());
 	must(vm->pagemap_fd >= 0);
@@ -220,8 +324,17 @@ void stub_page_fill(const struct stub_lab *lab, void *data, uint64_t page, uint3
 {
 	uint64_t *words = data, x = mix(lab->o.seed ^ mix(page << 32 | version)) | 1;
 
+	if (lab->o.fill && version) {
+		lab->o.fill(lab, data, page, version);
+		return;
+	}
 	for (unsigned int i = 0; i < SMV_PAGE_SIZE / sizeof(*words); i++)
 		words[i] = version ? x * (i + 1) ^ x >> 7 : 0;
+}
+
+static pthread_rwlock_t *lock_of(struct stub_lab *lab, uint64_t page)
+{
+	return &lab->locks[page % lab->nr_locks];
 }
 
 static bool holds(const struct stub_lab *lab, const void *data, uint64_t page)
@@ -247,16 +360,85 @@ static void write_locked(struct stub_lab *lab, uint64_t page, uint32_t version)
 
 void stub_read(struct stub_lab *lab, uint64_t page)
 {
-	pthread_rwlock_rdlock(&lab->locks[page]);
+	pthread_rwlock_rdlock(lock_of(lab, page));
 	check_locked(lab, page);
-	pthread_rwlock_unlock(&lab->locks[page]);
+	pthread_rwlock_unlock(lock_of(lab, page));
 }
 
 void stub_write(struct stub_lab *lab, uint64_t page, uint32_t version)
 {
-	pthread_rwlock_wrlock(&lab->locks[page]);
+	pthread_rwlock_wrlock(lock_of(lab, page));
 	write_locked(lab, page, version);
-	pthread_rwlock_unlock(&lab->locks[page]);
+	pthread_rwlock_unlock(lock_of(lab, page));
+}
+
+/* --- discards ----------------------------------------------------------------------------- */
+
+void stub_discards_to(struct stub_lab *lab, int fd)
+{
+	int old = atomic_exchange(&lab->discards_fd, fd);
+
+	if (old < 0)
+		return;
+	/* Who waits for an answer there closes it. */
+	shutdown(old, SHUT_RDWR);
+	if (pthread_mutex_trylock(&lab->discards_lock) != 0)
+		return;
+	close(old);
+	pthread_mutex_unlock(&lab->discards_lock);
+}
+
+/* False: the pager died before it answered. */
+static bool ask(int fd, const struct smv_shim_discard *d, struct smv_shim_reply *reply)
+{
+	return send(fd, d, sizeof(*d), MSG_NOSIGNAL) == sizeof(*d) &&
+	       recv(fd, reply, sizeof(*reply), 0) == sizeof(*reply);
+}
+
+int stub_ask_discard(struct stub_lab *lab, unsigned int block, uint64_t offset, uint64_t len)
+{
+	const struct smv_shim_discard d = {.file = block, .offset = offset, .len = len};
+	struct smv_shim_reply reply;
+	bool done = false;
+
+	pthread_mutex_lock(&lab->discards_lock);
+	while (!done) {
+		int fd = lab->discards_fd, same = fd;
+
+		done = fd >= 0 && ask(fd, &d, &reply);
+		if (fd >= 0 && !done)
+			atomic_compare_exchange_strong(&lab->discards_fd, &same, -1);
+		if (fd >= 0 && fd != lab->discards_fd)
+			close(fd);
+		if (!done)
+			smv_sleep_ms(1);
+	}
+	pthread_mutex_unlock(&lab->discards_lock);
+	return reply.status;
+}
+
+static void discard_locked(struct stub_lab *lab, uint64_t first, uint64_t end)
+{
+	while (first < end) {
+		const struct smv_ram_block *b = smv_guest_ram_block_of(&lab->vm.ram, first);
+		uint64_t stop = b->first_page + b->nr_pages;
+
+		stop = stop < end ? stop : end;
+		must(stub_ask_discard(lab, (unsigned int)(b - lab->vm.ram.blocks),
+			     b->file_offset + (first - b->first_page) * SMV_PAGE_SIZE,
+			     (stop - first) * SMV_PAGE_SIZE) == 0);
+		for (; first < stop; first++)
+			lab->versions[first] = 0;
+	}
+}
+
+void stub_discard(struct stub_lab *lab, uint64_t first, uint64_t nr_pages)
+{
+	for (uint64_t i = 0; i < nr_pages; i++)
+		pthread_rwlock_wrlock(lock_of(lab, first + i));
+	discard_locked(lab, first, first + nr_pages);
+	for (uint64_t i = 0; i < nr_pages; i++)
+		pthread_rwlock_unlock(lock_of(lab, first + i));
 }
 
 /* --- the lab ------------------------------------------------------------------------------ */
@@ -275,11 +457,12 @@ static void start_hot(struct stub_lab *lab, uint64_t page)
 
 static void start_cold(struct stub_lab *lab, uint64_t page, uint64_t slot)
 {
-	unsigned char *data = stub_slot(lab->hosts, &lab->backing, slot);
+	char data[SMV_PAGE_SIZE] __attribute__((aligned(8)));
 
 	must(smv_slots_take(&lab->slots, slot) == 0);
 	lab->versions[page] = 1;
 	stub_page_fill(lab, data, page, 1);
+	must(stub_slot_move(lab, SMV_OP_WRITE, slot, data) == 0);
 	smv_pagemap_place(&lab->map, page, smv_word(SMV_PAGE_COLD, slot, smv_page_checksum(data)));
 }
 
@@ -303,6 +486,21 @@ static void place_pages(struct stub_lab *lab)
 	}
 }
 
+static void place_untouched(struct stub_lab *lab)
+{
+	static const char zeros[SMV_PAGE_SIZE] __attribute__((aligned(8)));
+	uint32_t checksum = smv_page_checksum(zeros);
+	uint64_t slot = 0;
+
+	smv_pagemap_fill(&lab->map, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
+	for (uint64_t page = 0; page < lab->o.nr_pages; page++) {
+		if (page / SMV_EXTENT_PAGES % 8 == 0)
+			continue;
+		must(smv_slots_take(&lab->slots, slot) == 0);
+		smv_pagemap_set(&lab->map, page, smv_word(SMV_PAGE_COLD, slot++, checksum));
+	}
+}
+
 static void make_pager(struct stub_lab *lab)
 {
 	struct smv_pager_config config = {.name = "stub",
@@ -314,39 +512,70 @@ static void make_pager(struct stub_lab *lab)
 		.pagemap_fd = lab->vm.pagemap_fd,
 		.zap = stub_vm_zap,
 		.budget_pages = lab->o.budget_pages,
-		.timeout_ms = 2000};
+		.timeout_ms = 2000,
+		.loss_policy = lab->o.loss_policy,
+		.loss_confirm_ms = lab->o.loss_confirm_ms,
+		.skip_checksums = lab->o.skip_checksums};
 
 	must(smv_pager_create(&config, &lab->pager, NULL) == 0);
+}
+
+static void make_backing(struct stub_lab *lab)
+{
+	const struct stub_options *o = &lab->o;
+
+	if (!o->transport) {
+		lab->backing = *o->backing;
+		return;
+	}
+	/* Sub-hosts of different sizes: a third and the rest. */
+	stub_host_create(&lab->hosts[0], o->transport, 0, o->nr_extents / 3);
+	stub_host_create(&lab->hosts[1], o->transport, 1,
+		o->nr_extents - o->nr_extents / 3 + o->spare_extents);
+	lab->hosts[1].spare_bytes = o->spare_extents * SMV_EXTENT_BYTES;
+	stub_backing_create(&lab->backing, lab->hosts, STUB_HOSTS);
+	must(smv_backing_spread(&lab->backing, 2) == 0);
 }
 
 void stub_lab_create(struct stub_lab *lab, const struct stub_options *o)
 {
 	memset(lab, 0, sizeof(*lab));
 	lab->o = *o;
-	/* Sub-hosts of different sizes: a third and the rest. */
-	stub_host_create(&lab->hosts[0], o->transport, 0, o->nr_extents / 3);
-	stub_host_create(&lab->hosts[1], o->transport, 1, o->nr_extents - o->nr_extents / 3);
-	stub_backing_create(&lab->backing, lab->hosts, STUB_HOSTS);
-	must(smv_backing_spread(&lab->backing, 2) == 0 && lab->backing.nr_extents == o->nr_extents);
+	lab->discards_fd = -1;
+	pthread_mutex_init(&lab->discards_lock, NULL);
+	make_backing(lab);
+	must(lab->backing.nr_extents == o->nr_extents);
 	must(smv_slots_create(o->nr_extents, &lab->slots) == 0);
 	must(smv_pagemap_create(o->map_path, "stub", o->nr_pages, &lab->map, NULL) == 0);
-	stub_vm_create(&lab->vm, o->nr_blocks, o->nr_pages, SMV_UFFD_PAGE,
+	stub_vm_create_on(&lab->vm, o->kernel_faults ? smv_uffd_open() : open_uffd(), o->nr_blocks,
+		o->nr_pages, SMV_UFFD_PAGE,
 		UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
 			UFFDIO_REGISTER_MODE_WP);
 	lab->versions = calloc(o->nr_pages, sizeof(*lab->versions));
-	lab->locks = calloc(o->nr_pages, sizeof(*lab->locks));
+	lab->nr_locks = o->nr_pages < STUB_LOCKS_MAX ? o->nr_pages : STUB_LOCKS_MAX;
+	lab->locks = calloc(lab->nr_locks, sizeof(*lab->locks));
 	must(lab->versions && lab->locks);
-	for (uint64_t page = 0; page < o->nr_pages; page++)
-		pthread_rwlock_init(&lab->locks[page], NULL);
+	for (uint64_t i = 0; i < lab->nr_locks; i++)
+		pthread_rwlock_init(&lab->locks[i], NULL);
 	make_pager(lab);
-	place_pages(lab);
+	if (!o->transport)
+		stub_way_open(lab);
+	if (o->untouched)
+		place_untouched(lab);
+	else
+		place_pages(lab);
+	stub_way_close(lab);
 	lab->min_free_slots = lab->slots.nr_free;
 }
 
 void stub_lab_start(struct stub_lab *lab)
 {
 	struct smv_error err = {0};
+	int ends[2];
 
+	must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+	must(smv_pager_serve_discards(lab->pager, ends[1], NULL) == 0);
+	stub_discards_to(lab, ends[0]);
 	if (smv_pager_start(lab->pager, &err) < 0)
 		fprintf(stderr, "%s\n", err.message);
 	must(err.code == SMV_OK);
@@ -357,9 +586,47 @@ int stub_lab_take_over(struct stub_lab *lab, struct smv_taken_over *report, stru
 	if (lab->pager)
 		stub_lab_stop(lab);
 	smv_slots_destroy(&lab->slots);
-	must(smv_slots_create(lab->o.nr_extents, &lab->slots) == 0);
+	must(smv_slots_create(lab->backing.nr_extents, &lab->slots) == 0);
 	make_pager(lab);
 	return smv_pager_take_over(lab->pager, report, err);
+}
+
+/* The sub-host once more, with a segment that begins where the former ones end. */
+static void add_lease(struct stub_lab *lab, uint64_t nr_extents)
+{
+	struct smv_backing *b = &lab->backing;
+	struct stub_host *host = &lab->hosts[STUB_HOSTS - 1];
+	struct smv_sub_host *s;
+
+	must(nr_extents * SMV_EXTENT_BYTES <= host->spare_bytes);
+	b->sub_hosts = reallocarray(b->sub_hosts, b->nr_sub_hosts + 1, sizeof(*b->sub_hosts));
+	must(b->sub_hosts);
+	s = &b->sub_hosts[b->nr_sub_hosts];
+	*s = b->sub_hosts[STUB_HOSTS - 1];
+	s->segments = calloc(1, sizeof(*s->segments));
+	must(s->segments);
+	s->segments[0] = (struct smv_segment){host->info.rkey,
+		host->info.remote_addr + host->bytes - host->spare_bytes,
+		nr_extents * SMV_EXTENT_BYTES};
+	host->spare_bytes -= nr_extents * SMV_EXTENT_BYTES;
+	must(smv_backing_add_extents(b, b->nr_sub_hosts++, 0, 0, nr_extents) == 0);
+	/* Ours knows the first leases only; and the way in does not change here. */
+	b->find_door = NULL;
+}
+
+void stub_lab_grow(struct stub_lab *lab, uint64_t nr_extents)
+{
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+
+	smv_pager_stop(lab->pager);
+	add_lease(lab, nr_extents);
+	smv_slots_destroy(&lab->slots);
+	must(smv_slots_create(lab->backing.nr_extents, &lab->slots) == 0);
+	if (smv_pager_take_over(lab->pager, &report, &err) < 0)
+		fprintf(stderr, "%s\n", err.message);
+	must(err.code == SMV_OK && report.lost == 0);
+	stub_lab_start(lab);
 }
 
 void stub_lab_stop(struct stub_lab *lab)
@@ -367,21 +634,24 @@ void stub_lab_stop(struct stub_lab *lab)
 	smv_pager_stats(lab->pager, &lab->stats);
 	smv_pager_destroy(lab->pager);
 	lab->pager = NULL;
+	stub_discards_to(lab, -1);
 }
 
 void stub_lab_destroy(struct stub_lab *lab)
 {
 	if (lab->pager)
 		stub_lab_stop(lab);
-	for (uint64_t page = 0; page < lab->o.nr_pages; page++)
-		pthread_rwlock_destroy(&lab->locks[page]);
+	stub_discards_to(lab, -1);
+	pthread_mutex_destroy(&lab->discards_lock);
+	for (uint64_t i = 0; i < lab->nr_locks; i++)
+		pthread_rwlock_destroy(&lab->locks[i]);
 	free(lab->locks);
 	free(lab->versions);
 	stub_vm_destroy(&lab->vm);
 	smv_pagemap_destroy(&lab->map);
 	smv_slots_destroy(&lab->slots);
 	smv_backing_free(&lab->backing);
-	for (unsigned int h = 0; h < STUB_HOSTS; h++)
+	for (unsigned int h = 0; lab->o.transport && h < STUB_HOSTS; h++)
 		stub_host_destroy(&lab->hosts[h]);
 }
 
@@ -395,7 +665,8 @@ static void join(struct stub_lab *lab, pthread_t thread)
 	until.tv_sec += DEADLINE_S;
 	if (pthread_timedjoin_np(thread, NULL, &until) == 0)
 		return;
-	smv_pager_stats(lab->pager, &lab->stats);
+	if (lab->pager)
+		smv_pager_stats(lab->pager, &lab->stats);
 	fprintf(stderr, "a thread of the VM waits for ever: %s\n", lab->stats.trouble);
 	abort();
 }
@@ -437,6 +708,26 @@ static void note_time(struct stub_lab *lab, uint64_t ns)
 		;
 }
 
+/* A look at a page that somebody may be discarding: what it sees does not count, but it puts pages
+ * on their way. */
+__attribute__((noinline, no_sanitize("thread"))) static void touch(
+	const struct stub_lab *lab, uint64_t page)
+{
+	(void)*(volatile unsigned char *)stub_vm_page(&lab->vm, page);
+}
+
+/* A few pages, seldom many; ThreadSanitizer has room for 64 locks. */
+static void discard_some(struct stub_lab *lab, uint64_t page, uint64_t dice)
+{
+	uint64_t nr = 1 + dice % (dice >> 10 & 7 ? 8 : 48);
+
+	if (nr > lab->o.nr_pages - page)
+		nr = lab->o.nr_pages - page;
+	stub_discard(lab, page, nr);
+	if (dice >> 16 & 1)
+		stub_read(lab, page + nr / 2);
+}
+
 static void *stress(void *arg)
 {
 	struct stub_lab *lab = arg;
@@ -449,16 +740,22 @@ static void *stress(void *arg)
 		bool zero = (dice >> 8) % 100 < lab->o.zero_percent;
 		uint64_t start = smv_now_ns();
 
+		if ((dice >> 24) % 100 < lab->o.discard_percent) {
+			discard_some(lab, page, dice >> 32);
+			continue;
+		}
+		if (lab->o.discard_percent && (dice >> 32) % 4 == 0)
+			touch(lab, page);
 		if (write)
-			pthread_rwlock_wrlock(&lab->locks[page]);
+			pthread_rwlock_wrlock(lock_of(lab, page));
 		else
-			pthread_rwlock_rdlock(&lab->locks[page]);
+			pthread_rwlock_rdlock(lock_of(lab, page));
 		/* Some rewrites come without a look: a page that is not here, written first. */
 		if (!write || dice >> 16 & 1)
 			check_locked(lab, page);
 		if (write)
 			write_locked(lab, page, zero ? 0 : (uint32_t)next_random(&random) | 1);
-		pthread_rwlock_unlock(&lab->locks[page]);
+		pthread_rwlock_unlock(lock_of(lab, page));
 		note_time(lab, smv_now_ns() - start);
 	}
 	return NULL;
@@ -496,6 +793,23 @@ void stub_watch(struct stub_lab *lab, unsigned int ms)
 	} while (smv_now_ns() < end);
 }
 
+unsigned int stub_flap(struct stub_lab *lab, uint64_t min, uint64_t max, unsigned int ms)
+{
+	uint64_t end = smv_now_ns() + ms * SMV_NS_PER_MS, random = mix(lab->o.seed);
+	unsigned int n = 0;
+
+	while (smv_now_ns() < end) {
+		uint64_t r = next_random(&random);
+
+		smv_pager_set_budget(lab->pager, min + r % (max - min + 1));
+		/* Also changed again long before the evictor is done with it. */
+		stub_watch(lab, r >> 32 & 1 ? 0 : (unsigned int)(r >> 33) % 100);
+		n++;
+	}
+	smv_pager_set_budget(lab->pager, max);
+	return n;
+}
+
 /* --- the audit ---------------------------------------------------------------------------- */
 
 static void found(unsigned int *faults, uint64_t page, smv_page_word word, const char *what)
@@ -524,10 +838,10 @@ static void audit_page(
 			found(faults, page, word, "is not what was written last");
 		break;
 	case SMV_PAGE_COLD:
-		memcpy(data, stub_slot(lab->hosts, &lab->backing, smv_word_slot(word)),
-			sizeof(data));
-		if (here || !holds(lab, data, page) ||
-			smv_page_checksum(data) != smv_word_checksum(word))
+		if (stub_slot_move(lab, SMV_OP_READ, smv_word_slot(word), data) < 0)
+			found(faults, page, word, "cannot be read");
+		else if (here || !holds(lab, data, page) ||
+			 smv_page_checksum(data) != smv_word_checksum(word))
 			found(faults, page, word, "is here, or not what was written last");
 		break;
 	default:
@@ -535,13 +849,15 @@ static void audit_page(
 	}
 }
 
-unsigned int stub_audit(const struct stub_lab *lab)
+unsigned int stub_audit(struct stub_lab *lab)
 {
 	uint64_t counts[SMV_PAGE_NR_STATES] = {0}, in_use = 0;
 	unsigned int faults = 0;
 	struct smv_slots used;
 
 	must(smv_slots_create(lab->slots.nr_extents, &used) == 0);
+	if (!lab->o.transport)
+		stub_way_open(lab);
 	for (uint64_t page = 0; page < lab->o.nr_pages; page++) {
 		smv_page_word word = smv_pagemap_get(&lab->map, page);
 		uint64_t slot = smv_word_slot(word);
@@ -556,6 +872,7 @@ unsigned int stub_audit(const struct stub_lab *lab)
 		}
 		audit_page(lab, page, word, &faults);
 	}
+	stub_way_close(lab);
 	smv_slots_destroy(&used);
 	if (lab->slots.nr_free + in_use != lab->slots.nr_extents * SMV_EXTENT_PAGES)
 		found(&faults, 0, 0, "slots are taken that no page has");
