@@ -20,6 +20,7 @@
 # LAB_DIR is a directory for the script's own files (logs, the initramfs); lab_destroy removes it.
 # LAB_VISIBLE names the directories that hosts must see, read-only, wherever they lie: the checkout
 # and its build directory may be in /tmp. Programs start in /, so name them by absolute paths.
+# LAB_WRITABLE, if set, is a directory inside one of them that hosts may write to.
 # No host outlives the script, however it ends: a watcher notices that and cleans up.
 
 LAB_DIR=
@@ -198,7 +199,11 @@ for dir in /run /dev/shm /var/tmp /tmp; do
 		esac
 	done
 	mount -n --move /mnt "$dir"
-done'
+done
+if [ -n "${LAB_WRITABLE-}" ]; then
+	mount -n --bind "$LAB_WRITABLE" "$LAB_WRITABLE"
+	mount -n -o remount,bind,rw "$LAB_WRITABLE"
+fi'
 
 # host_create NAME IP
 host_create() {

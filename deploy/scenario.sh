@@ -22,10 +22,15 @@ declare -A SCENARIO_PID=()
 declare -A SCENARIO_ENV=()
 # How smemv-migrate names the source VM.
 SOURCE_VM=(--vm guest)
+# A second VM on the same hosts: set this to 2 and SOURCE_VM to guest2, start and migrate it. Its consoles
+# are source2.console and main2.console; who starts it ends it (source-vm2, main-vm2).
+VM_SUFFIX=''
 # More of QEMU's options, for source and destination, and words for the guest's kernel.
 SCENARIO_QEMU=() GUEST_WORDS=''
 # A kernel other than the usual one, and modules for the guest.
 GUEST_KERNEL='' GUEST_MODULES=()
+# More options of the daemons.
+SCENARIO_PAGERD=() SCENARIO_SUB_HOST=()
 # More options of smemv-run at the destination.
 SCENARIO_DESTINATION=()
 # Where the guest's console goes: a file, or a fifo that somebody reads.
@@ -41,6 +46,14 @@ scenario_room_extents() {
 	local ram=$((GUEST_MIB * 1024)) slack
 	slack=$((ram / 20 > 65536 ? ram / 20 : 65536))
 	echo $(((ram - BUDGET_KIB + slack + 2047) / 2048))
+}
+
+# scenario_sub_host_mib HOST: what it lends.
+scenario_sub_host_mib() {
+	local extents
+	extents=$(scenario_room_extents)
+	[[ $1 == sub1 ]] || ((extents--))
+	echo "${SUB_HOST_MIB:-$(((extents + 1) / 2 * 2))}"
 }
 
 # scenario_wait SECONDS WHAT COMMAND...: until the command succeeds.
@@ -75,14 +88,15 @@ scenario_said_or_dead() {
 scenario_start_sub_host() {
 	local name=$1 ip=$2 mib=$3
 	scenario_start "$name" "$name" "$LAB_DIR/$name.log" "$SMEMV_BIN/memserver/memserverd" \
-		--name "$name" --memory "${mib}M" --listen "$ip:7000" --data "tcp:$ip:7001" --insecure
+		--name "$name" --memory "${mib}M" --listen "$ip:7000" --data "tcp:$ip:7001" --insecure \
+		"${SCENARIO_SUB_HOST[@]}"
 }
 
 # scenario_qemu_line HOST: QEMU's command line there, into QEMU_LINE.
 scenario_qemu_line() {
 	QEMU_LINE=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu "max,-erms,-la57,-smap" -smp 2
 		-M "pc,memory-backend=ram0" -m "${GUEST_MIB}M"
-		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$1.ram,size=${GUEST_MIB}M"
+		-object "memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/$1$VM_SUFFIX.ram,size=${GUEST_MIB}M"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel /tmp/vmlinuz -initrd /tmp/initramfs.gz "${SCENARIO_QEMU[@]}"
 		-append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off smemv.seed=$SEED \
@@ -93,7 +107,8 @@ smemv.sweep_pps=$SWEEP_PPS $GUEST_WORDS")
 # scenario_start_pagerd: also again, after its end.
 scenario_start_pagerd() {
 	scenario_start pagerd main "$LAB_DIR/pagerd.log" "$SMEMV_BIN/pagerd/smemv-pagerd" \
-		--listen "unix:$PAGERD_SOCKET" --listen "$MAIN_IP:7000" --data "tcp:$MAIN_IP:7001" --insecure
+		--listen "unix:$PAGERD_SOCKET" --listen "$MAIN_IP:7000" --data "tcp:$MAIN_IP:7001" --insecure \
+		"${SCENARIO_PAGERD[@]}"
 }
 
 # scenario_start_qemu WHAT HOST CONSOLE SMEMV-RUN-OPTIONS...
@@ -104,26 +119,41 @@ scenario_start_qemu() {
 }
 
 scenario_start_source() {
-	scenario_start_qemu source-vm source "${SOURCE_CONSOLE:=$LAB_DIR/source.console}" --vm guest
+	scenario_start_qemu "source-vm$VM_SUFFIX" source \
+		"${SOURCE_CONSOLE:=$LAB_DIR/source$VM_SUFFIX.console}" --vm "guest$VM_SUFFIX"
 }
 
 scenario_start_destination() {
-	scenario_start_qemu main-vm main "${MAIN_CONSOLE:=$LAB_DIR/main.console}" \
-		--vm guest --pager "unix:$PAGERD_SOCKET" "${SCENARIO_DESTINATION[@]}"
+	scenario_start_qemu "main-vm$VM_SUFFIX" main "${MAIN_CONSOLE:=$LAB_DIR/main$VM_SUFFIX.console}" \
+		--vm "guest$VM_SUFFIX" --pager "unix:$PAGERD_SOCKET" "${SCENARIO_DESTINATION[@]}"
 }
 
 scenario_guest_ready() {
-	grep -q 'SMEMV READY' "$LAB_DIR/source.console"
+	grep -q 'SMEMV READY' "$LAB_DIR/source$VM_SUFFIX.console"
+}
+
+scenario_guest_booted() {
+	scenario_guest_ready || grep -aq 'Kernel panic' "$LAB_DIR/source$VM_SUFFIX.console"
+}
+
+# An emulated processor crashes once in a while as the guest's kernel patches itself, before it has done
+# anything: it is booted once more.
+scenario_boot() {
+	scenario_wait 60 "the guest's READY" scenario_guest_booted || return
+	scenario_guest_ready && return
+	echo "scenario: the guest's kernel crashed as it booted; once more" >&2
+	scenario_end "source-vm$VM_SUFFIX" KILL || return
+	rm -f "$(host_path source "/dev/shm/source$VM_SUFFIX.ram")"
+	scenario_start_source
+	scenario_wait 60 "the guest's READY" scenario_guest_ready
 }
 
 scenario_registered() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json 2>/dev/null |
-		jq -e '.vms | length > 0' >/dev/null
+	scenario_ctl vms --json 2>/dev/null |
+		jq -e --arg vm "guest$VM_SUFFIX" 'any(.vms[]; .name == $vm)' >/dev/null
 }
 
 scenario_up() {
-	local extents
-	extents=$(scenario_room_extents)
 	local kernel=$GUEST_KERNEL
 	[[ -n $kernel ]] || kernel=$("$SMEMV_SOURCE/deploy/guest/kernel.sh") || return
 	"$SMEMV_SOURCE/deploy/guest/build.sh" "$LAB_DIR" "${GUEST_MODULES[@]}" || return
@@ -136,26 +166,31 @@ scenario_up() {
 		cp "$LAB_DIR/initramfs.gz" "$(host_path "$host" /tmp/initramfs.gz)"
 	done
 	scenario_start_source
-	scenario_start_sub_host sub1 "$SUB1_IP" "${SUB_HOST_MIB:-$(((extents + 1) / 2 * 2))}"
-	scenario_start_sub_host sub2 "$SUB2_IP" "${SUB_HOST_MIB:-$((extents / 2 * 2))}"
+	scenario_start_sub_host sub1 "$SUB1_IP" "$(scenario_sub_host_mib sub1)"
+	scenario_start_sub_host sub2 "$SUB2_IP" "$(scenario_sub_host_mib sub2)"
 	scenario_start_pagerd
 	scenario_ready sub1 "$LAB_DIR/sub1.log" ready: && scenario_ready sub2 "$LAB_DIR/sub2.log" ready: &&
 		scenario_ready pagerd "$LAB_DIR/pagerd.log" ready: || return
 	scenario_start_destination
 	scenario_wait 30 "the destination's registration" scenario_registered || return
-	scenario_wait 60 "the guest's READY" scenario_guest_ready
+	scenario_boot
 }
 
 scenario_migrate() {
 	local -a environment
 	read -r -a environment <<<"${SCENARIO_ENV[migrate]-}"
 	host_run source env "${environment[@]}" "$SMEMV_BIN/migrator/smemv-migrate" run "${SOURCE_VM[@]}" \
-		--to "$MAIN_IP:7000" --to-vm guest --sub-host "$SUB1_IP:7000" --sub-host "$SUB2_IP:7000" \
+		--to "$MAIN_IP:7000" --to-vm "guest$VM_SUFFIX" --sub-host "$SUB1_IP:7000" --sub-host "$SUB2_IP:7000" \
 		--budget "${BUDGET_KIB}K" --insecure "$@"
 }
 
+# scenario_ctl COMMAND...: smemvctl on the main host, of the pager there.
+scenario_ctl() {
+	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" "$@"
+}
+
 scenario_stats() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" stats guest --json
+	scenario_ctl stats guest --json
 }
 
 # scenario_sub_host NAME COMMAND: smemvctl on a sub-host, JSON.
@@ -170,9 +205,22 @@ scenario_end() {
 	local pid=${SCENARIO_PID[$1]-}
 	[[ -n $pid ]] || return 0
 	kill "-$2" "$pid" 2>/dev/null || :
-	scenario_wait 20 "$1's end" scenario_gone "$pid" || return
+	scenario_wait 20 "$1's end" scenario_gone "$pid" || scenario_end_stuck_qemu "$pid" || return
 	wait "$pid" 2>/dev/null || :
 	unset "SCENARIO_PID[$1]"
+}
+
+# scenario_end_stuck_qemu PID: QEMU (or smemv-run, its parent) has not ended after SIGTERM. QEMU 7.2 may wait
+# for ever in monitor_cleanup() if a QMP command comes just then; its vCPUs and disks have ended before. Not
+# so if a thread still waits for a page: that would be ours.
+scenario_end_stuck_qemu() {
+	local pid=$1 qemu
+	qemu=$(pgrep -P "$pid" -f '^qemu-system-') || qemu=$pid
+	grep -q '^qemu-system-' "/proc/$qemu/cmdline" || return
+	! grep -q handle_userfault /proc/"$qemu"/task/*/wchan || scenario_error "a thread of QEMU waits for a page" || return
+	echo "scenario: QEMU stands in its own end; killing it" >&2
+	kill -KILL "$qemu"
+	scenario_wait 10 "the end of a killed QEMU" scenario_gone "$pid"
 }
 
 scenario_gone() {

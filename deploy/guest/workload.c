@@ -13,13 +13,18 @@
  *   smemv.sweep_pps=    pages per second of the sweep over all pages, 0 = no limit
  *   smemv.heartbeat_ms=
  *   smemv.disk=         1: also write and verify the first disk, past the guest's cache
+ *   smemv.churn_mib=    with a balloon: RAM that is taken, verified and freed again, over and over;
+ *                       before that all free RAM is written to once, so that none of it is a hole
+ *   smemv.churn_ms=     how long it is held, and then free
  *
  * Output on ttyS0, one write per line, so that lines of different threads never mix:
  *   SMEMV READY pages=N seed=S hot=N
- *   HB n=N verified=N mismatches=N sweeps=N [disk=N]   blocks of the disk read back
+ *   HB n=N verified=N mismatches=N sweeps=N [disk=N | churns=N]
+ *                          blocks of the disk read back; times that RAM was taken and freed
  *   SWEEP n=N pages=N mismatches=N ms=N        pages verified and mismatches of this sweep alone
  *   MISMATCH page=N want_version=N got=X want=X word=N bad_words=N like=zero|version-N|unknown
  *   DISKMISMATCH block=N got=X want=X          counted with the other mismatches
+ *   CHURNMISMATCH page=N churn=N got=X want=X  as well
  *   SMEMV FATAL why
  */
 #include <errno.h>
@@ -61,9 +66,12 @@ struct parameters {
 	uint64_t sweep_pps;
 	uint64_t heartbeat_ms;
 	uint64_t disk;
+	uint64_t churn_mib;
+	uint64_t churn_ms;
 };
 
-static struct parameters par = {.seed = 1, .hot_mib = 32, .hot_period_ms = 200, .heartbeat_ms = 20};
+static struct parameters par = {
+	.seed = 1, .hot_mib = 32, .hot_period_ms = 200, .heartbeat_ms = 20, .churn_ms = 2000};
 
 static uint64_t *ram;      /* nr_pages pages under test */
 static uint32_t *versions; /* what each page holds; written only with the page's lock held */
@@ -76,6 +84,7 @@ static atomic_uint_fast64_t verified;
 static atomic_uint_fast64_t mismatches;
 static atomic_uint_fast64_t sweeps;
 static atomic_uint_fast64_t disk_blocks;
+static atomic_uint_fast64_t churns;
 
 /* ---- console ---- */
 
@@ -363,13 +372,22 @@ static uint64_t *disk_place(uint64_t *ring, uint64_t nr_places, uint64_t *next)
 
 static void *map(uint64_t bytes, const char *what);
 
-/* In the guest's kernel, or beside us: see build.sh. The disk may take a moment to appear. */
-static int disk_open(void)
+/* In the guest's kernel, or beside us: see build.sh. */
+static void module_load(const char *path)
 {
-	int module = open("/virtio_blk.ko", O_RDONLY | O_CLOEXEC), fd = -1;
+	int module = open(path, O_RDONLY | O_CLOEXEC);
 
 	if (module >= 0 && syscall(SYS_finit_module, module, "", 0) < 0 && errno != EEXIST)
-		fatal("virtio_blk.ko: %s", strerror(errno));
+		fatal("%s: %s", path, strerror(errno));
+	close(module);
+}
+
+/* The disk may take a moment to appear. */
+static int disk_open(void)
+{
+	int fd = -1;
+
+	module_load("/virtio_blk.ko");
 	for (int i = 0; i < 100 && fd < 0; i++) {
 		fd = open("/dev/vda", O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
 		if (fd < 0)
@@ -414,6 +432,65 @@ static void *disk_main(void *unused)
 	return NULL;
 }
 
+/* RAM that the guest's kernel has in turn in use and free, when the balloon may take it and
+ * free-page reporting give it up. Its pages count downwards, so that they are no others. */
+static uint64_t *churn_take(uint64_t nr, uint32_t version)
+{
+	uint64_t *words = map(nr * PAGE_SIZE, "the RAM to be freed again");
+
+	for (uint64_t p = 0; p < nr; p++)
+		page_fill(words + p * PAGE_WORDS, ~p, version);
+	return words;
+}
+
+static void churn_free(uint64_t *words, uint64_t nr, uint32_t version)
+{
+	uint64_t want[PAGE_WORDS];
+
+	for (uint64_t p = 0; p < nr; p++) {
+		const uint64_t *got = words + p * PAGE_WORDS;
+
+		if (page_holds(got, ~p, version))
+			continue;
+		page_fill(want, ~p, version);
+		if (atomic_fetch_add(&mismatches, 1) < MISMATCH_LINES)
+			say("CHURNMISMATCH page=%lu churn=%u got=0x%016lx want=0x%016lx", p,
+				version, got[0], want[0]);
+	}
+	munmap(words, nr * PAGE_SIZE);
+}
+
+static void churn_init(void)
+{
+	struct sysinfo info;
+	uint64_t mib;
+
+	module_load("/virtio_balloon.ko");
+	if (sysinfo(&info) < 0)
+		fatal("sysinfo: %s", strerror(errno));
+	mib = info.freeram * info.mem_unit >> 20;
+	if (mib < par.churn_mib + RESERVE_MIB)
+		fatal("smemv.churn_mib=%lu: the guest has %lu MiB free", par.churn_mib, mib);
+	mib -= RESERVE_MIB;
+	munmap(churn_take(mib * MIB_PAGES, 1), mib * MIB_PAGES * PAGE_SIZE);
+}
+
+static void *churn_main(void *unused)
+{
+	uint64_t nr = par.churn_mib * MIB_PAGES;
+
+	(void)unused;
+	for (uint32_t version = 2;; version++) {
+		uint64_t *words = churn_take(nr, version);
+
+		sleep_until(now_ns() + par.churn_ms * 1000000u);
+		churn_free(words, nr, version);
+		churns++;
+		sleep_until(now_ns() + par.churn_ms * 1000000u);
+	}
+	return NULL;
+}
+
 static void *heartbeat_main(void *unused)
 {
 	uint64_t period_ns = par.heartbeat_ms * 1000000u;
@@ -424,6 +501,9 @@ static void *heartbeat_main(void *unused)
 		if (par.disk)
 			say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu disk=%lu", n, verified,
 				mismatches, sweeps, disk_blocks);
+		else if (par.churn_mib)
+			say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu churns=%lu", n,
+				verified, mismatches, sweeps, churns);
 		else
 			say("HB n=%lu verified=%lu mismatches=%lu sweeps=%lu", n, verified,
 				mismatches, sweeps);
@@ -477,6 +557,8 @@ static void parameter_parse(const char *text)
 		{"sweep_pps", &par.sweep_pps},
 		{"heartbeat_ms", &par.heartbeat_ms},
 		{"disk", &par.disk},
+		{"churn_mib", &par.churn_mib},
+		{"churn_ms", &par.churn_ms},
 	};
 	const char *number = strchr(text, '=');
 
@@ -569,12 +651,16 @@ int main(void)
 	signals_init();
 	parameters_read();
 	ram_init();
+	if (par.churn_mib)
+		churn_init();
 	say("SMEMV READY pages=%lu seed=%lu hot=%lu", nr_pages, par.seed, nr_hot);
 	thread_start(heartbeat_main, 1);
 	if (nr_hot > 0)
 		thread_start(hot_main, 0);
 	if (par.disk)
 		thread_start(disk_main, 0);
+	if (par.churn_mib)
+		thread_start(churn_main, 0);
 	for (uint64_t n = 1;; n++)
 		sweep(n);
 }

@@ -7,7 +7,7 @@ GUEST_MIB=160 TEST_MIB=88 HOT_MIB=16 HOT_PERIOD_MS=200 BUDGET_KIB=$((48 * 1024))
 # The hot pages are rewritten at 80 MiB/s, the link carries 40.
 SLOW=(--bandwidth 40M)
 # The operator's own monitor; the pager keeps the one that smemv-run made.
-SCENARIO_QEMU=(-qmp "unix:/tmp/operator.sock,server=on,wait=off")
+SCENARIO_QEMU=(-qmp "unix:/tmp/operator.sock,server=on,wait=off" -device virtio-serial-pci)
 up
 
 smemv_migrate() {
@@ -97,6 +97,19 @@ wait "$terminal" || :
 check "terminal: there is a bar with round, what is left and the rate" \
 	grep -aqE 'rounds round 0 \[#+\.*\] [0-9.]+ [KMG]iB left, [0-9.]+ [KMG]iB/s' "$LAB_DIR/terminal"
 
+host_exec source python3 "$E2E_DIR/stopped_terminal.py" \
+	"$SMEMV_BIN/migrator/smemv-migrate" run "${target[@]}" "${SLOW[@]}" </dev/null &
+terminal=$!
+check "stopped terminal: the migration begins" scenario_wait 30 "rounds" status_is '.progress.bytes_per_s > 0'
+beat=$(jq '.migrations[0].progress.beat' "$LAB_DIR/status.json")
+sleep 1
+check "stopped terminal: it goes on" status_is ".progress.beat > $beat"
+check "stopped terminal: it can be cancelled" smemv_migrate cancel --vm guest
+kill -USR1 "$terminal"
+RC2=0
+wait "$terminal" || RC2=$?
+check "stopped terminal: it ends when it can say so" test "$RC2" -eq 3
+
 # Slowed down enough, the VM dirties less than the link carries.
 migrate "${SLOW[@]}" --max-throttle 99 --max-downtime 350
 check "throttled: the migration completes" is '.status == "completed"'
@@ -106,20 +119,69 @@ check "throttled: the VM runs on the main host" runs_on main
 once_more
 
 up
+# ---- what must not happen to a VM that is about to be stopped ----
+
+operator() {
+	host_run "$1" python3 "$E2E_DIR/qmp.py" /tmp/operator.sock "${@:2}"
+}
+is_paused() {
+	operator source query-status | jq -e '.status == "paused"' >/dev/null
+}
+host_exec source "$SMEMV_BIN/migrator/smemv-migrate" run "${target[@]}" "${SLOW[@]}" --on-no-converge stop --json \
+	>"$LAB_DIR/result.json" 2>>"$LAB_DIR/migrate.log" &
+migration=$!
+check "stopped by its operator: the rounds have begun" scenario_wait 30 "rounds" status_is '.progress.bytes_per_s > 0'
+operator source stop >/dev/null
+wait "$migration" || :
+check "stopped by its operator: it is not migrated" is '.status == "failed" and .error.code == "not-running"'
+check "stopped by its operator: it stays stopped" is_paused
+operator source cont >/dev/null
+source_untouched
+# An incoming migration that fails ends its QEMU.
+another_destination() {
+	scenario_wait 20 "the end of the destination" vm_is_gone
+	rm -f "$(host_path main /dev/shm/main.ram)"
+	scenario_start_destination
+	scenario_wait 20 "another destination" scenario_registered
+}
+vm_is_gone() {
+	! scenario_registered
+}
+another_destination
+
+# By fault point, as a virtio-serial device would when a client of its sends something.
+SCENARIO_ENV[migrate]="SMEMV_FAULT=write-when-stopped"
+migrate "${SLOW[@]}" --on-no-converge stop
+SCENARIO_ENV[migrate]=
+check "written to while it stood still: the migration fails" \
+	is '.status == "failed" and .error.code == "written-when-stopped" and (.committed | not)'
+source_untouched
+another_destination
+
 migrate "${SLOW[@]}" --on-no-converge stop
 check "no convergence, stop: the migration completes" is '.status == "completed" and .downtime_ms > 300'
 check "no convergence, stop: the VM runs on the main host" runs_on main
 check "no convergence, stop: memory is verified" scenario_wait 120 "a sweep" has_sweeps main 1
 check "no convergence, stop: no mismatch" test "$(last_heartbeat main mismatches)" -eq 0
 
+# ---- a VM that is split is no source ----
+
+PLAN=$LAB_DIR/plan.json RC=0
+host_run main "$SMEMV_BIN/migrator/smemv-migrate" plan --pid "$(qemu_in main)" --qmp /tmp/operator.sock \
+	"${target[@]:2}" --json >"$PLAN" 2>>"$LAB_DIR/migrate.log" || RC=$?
+check "a VM that is split: the plan refuses it" test "$RC" -eq 4
+check "a VM that is split: and says so" plan_is '[.refusals[].code] | index("vm-is-split") != null'
+check "a VM that is split: it runs on" runs_on main
+check "a VM that is split: no mismatch" test "$(last_heartbeat main mismatches)" -eq 0
+
 # ---- a device that is plugged while the VM is split ----
 
 in_trouble() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json |
-		jq -e '.vms[0].trouble | test("virtio-balloon")' >/dev/null
+	scenario_ctl vms --json |
+		jq -e '.vms[0].trouble | test("a edu ")' >/dev/null
 }
 host_run main python3 "$E2E_DIR/qmp.py" /tmp/operator.sock device_add \
-	'{"driver": "virtio-balloon-pci", "id": "balloon0"}' >/dev/null
-check "a balloon that is plugged in is an alarm" scenario_wait 60 "the alarm" in_trouble
-check "the log says what is at risk" grep -q 'memory is at risk: .*virtio-balloon' "$LAB_DIR/pagerd.log"
+	'{"driver": "edu", "id": "lesson0"}' >/dev/null
+check "a device that is plugged in and not allowed is an alarm" scenario_wait 60 "the alarm" in_trouble
+check "the log says what is at risk" grep -q 'memory is at risk: .* a edu ' "$LAB_DIR/pagerd.log"
 down

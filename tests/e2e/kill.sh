@@ -62,9 +62,25 @@ SCENARIO_PID[main-vm]=$(qemu_in main)
 fail_in_round_1 main-vm
 wait "$run_pid" 2>/dev/null || :
 vms_empty() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json |
+	scenario_ctl vms --json |
 		jq -e '.vms | length == 0' >/dev/null
 }
 check "the pager has forgotten the killed VM" scenario_wait 10 "vms" vms_empty
 check "smemv-migrate exits with 4 when nothing waits there" test "$(migrate_exit_code; echo $?)" -eq 4
+
+# Stopped during the switch-over, with the VM paused: its supervisor ends it.
+scenario_end main-vm TERM
+rm -f "$(host_path main /dev/shm/main.ram)"
+scenario_start_destination
+scenario_wait 30 "the destination's registration" scenario_registered
+SCENARIO_ENV[migrate]="SMEMV_FAULT=pre-switchover:stop"
+migrate
+check "stopped at the switch-over: the supervisor kills it" test "$RC" -eq 137
+source_untouched
+check "stopped at the switch-over: no lease is left" scenario_wait 15 "no leases" scenario_no_leases
+told_failed() {
+	(host_run source "$SMEMV_BIN/migrator/smemv-migrate" recover --json 2>>"$LAB_DIR/migrate.log" || :) |
+		jq -e '.outcomes[0] | .status == "failed" and .source_state == "running"' >/dev/null
+}
+check "stopped at the switch-over: recover tells what became of it" told_failed
 down

@@ -12,12 +12,13 @@ SMEMV_SOURCE=$(dirname "$(dirname "$E2E_DIR")")
 : "${SMEMV_BIN:=$SMEMV_SOURCE/build/debug}" "${SMEMV_RESULTS:=/dev/null}" "${SMEMV_E2E_LOGS:=}"
 # shellcheck disable=SC2034 # for lib.sh
 LAB_VISIBLE=("$SMEMV_SOURCE" "$SMEMV_BIN")
+export LAB_WRITABLE=${SMEMV_FAULT_HITS-}
 # shellcheck source=../../deploy/lib.sh
 . "$SMEMV_SOURCE/deploy/lib.sh"
 # shellcheck source=../../deploy/scenario.sh
 . "$SMEMV_SOURCE/deploy/scenario.sh"
 
-E2E_FAILED=0
+E2E_FAILED=0 E2E_STARTS=0
 E2E_STAMPS=()
 # What a test makes beside $LAB_DIR.
 E2E_REMOVE=()
@@ -210,6 +211,54 @@ process_in() {
 # qemu_in HOST: QEMU itself, not smemv-run.
 qemu_in() {
 	process_in "$1" "qemu-system-x86_64 .*/dev/shm/$1.ram"
+}
+
+# start_sub_host_again HOST: its memserverd, after its end, with the same options.
+start_sub_host_again() {
+	local ip=$SUB1_IP
+	[[ $1 == sub1 ]] || ip=$SUB2_IP
+	mv "$LAB_DIR/$1.log" "$LAB_DIR/$1.$((++E2E_STARTS)).log"
+	scenario_start_sub_host "$1" "$ip" "$(scenario_sub_host_mib "$1")"
+	scenario_ready "$1" "$LAB_DIR/$1.log" ready:
+}
+
+# restart_pagerd SIGNAL: with the same options; sets STALL_MS, from the end of the one to "ready" of the
+# other.
+restart_pagerd() {
+	local start ready
+	start=$(date +%s%N)
+	end_pagerd "$1"
+	ready=$(grep -c ready: "$LAB_DIR/pagerd.log") || :
+	scenario_start_pagerd
+	scenario_wait 20 "the new pager" ready_again $((ready + 1)) || {
+		tail -n 20 "$LAB_DIR/pagerd.log" >&2
+		return 1
+	}
+	STALL_MS=$((($(date +%s%N) - start) / 1000000))
+}
+ready_again() {
+	[[ $(grep -c ready: "$LAB_DIR/pagerd.log") -ge $1 ]]
+}
+end_pagerd() {
+	if [[ $1 == KILL ]]; then
+		[[ -n ${SCENARIO_PID[pagerd]-} ]] || return 0
+		kill -KILL "${SCENARIO_PID[pagerd]}" 2>/dev/null || :
+		wait "${SCENARIO_PID[pagerd]}" 2>/dev/null || :
+		unset "SCENARIO_PID[pagerd]"
+	else
+		scenario_end pagerd "$1"
+	fi
+}
+
+# stat_is EXPRESSION: jq says so of the VM's statistics.
+stat_is() {
+	scenario_stats | jq -e "$1" >/dev/null
+}
+# page_ins_beyond NUMBER: of the pager that runs now.
+page_ins_beyond() {
+	local now
+	now=$(scenario_stats | jq .page_ins)
+	((now > $1))
 }
 
 fault_reached() {

@@ -94,8 +94,8 @@ start_source -object "memory-backend-file,id=ram0,share=off,mem-path=/dev/shm/vm
 refused "RAM that is not shared" ram-not-shared "share=on"
 scenario_end source-vm TERM
 
-start_source "${shared_ram[@]}" -device virtio-balloon-pci
-refused "a device that is not on the list" device-not-allowed virtio-balloon
+start_source "${shared_ram[@]}" -device edu
+refused "a device that is not on the list" device-not-allowed "a edu"
 scenario_end source-vm TERM
 
 # Since Linux 6.6 tmpfs takes O_DIRECT.

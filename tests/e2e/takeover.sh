@@ -9,45 +9,10 @@ pagerd_environment() {
 	SCENARIO_ENV[pagerd]=$1
 }
 
-# restart_pagerd SIGNAL: with the same options; sets STALL_MS, from the end of the one to "ready" of the
-# other.
-restart_pagerd() {
-	local start ready
-	start=$(date +%s%N)
-	end_pagerd "$1"
-	ready=$(grep -c ready: "$LAB_DIR/pagerd.log") || :
-	scenario_start_pagerd
-	scenario_wait 20 "the new pager" ready_again $((ready + 1)) || {
-		tail -n 20 "$LAB_DIR/pagerd.log" >&2
-		return 1
-	}
-	STALL_MS=$((($(date +%s%N) - start) / 1000000))
-}
-ready_again() {
-	[[ $(grep -c ready: "$LAB_DIR/pagerd.log") -ge $1 ]]
-}
-end_pagerd() {
-	if [[ $1 == KILL ]]; then
-		[[ -n ${SCENARIO_PID[pagerd]-} ]] || return 0
-		kill -KILL "${SCENARIO_PID[pagerd]}" 2>/dev/null || :
-		wait "${SCENARIO_PID[pagerd]}" 2>/dev/null || :
-		unset "SCENARIO_PID[pagerd]"
-	else
-		scenario_end pagerd "$1"
-	fi
-}
-stat_is() {
-	scenario_stats | jq -e "$1" >/dev/null
-}
 # trouble_has PATTERN: of the VM, as the pager tells it.
 trouble_has() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json |
+	scenario_ctl vms --json |
 		jq -e --arg pattern "$1" '.vms[] | select(.name == "guest") | .trouble | test($pattern)' >/dev/null
-}
-page_ins_beyond() {
-	local now
-	now=$(scenario_stats | jq .page_ins)
-	((now > $1))
 }
 no_mismatch() {
 	[[ $(last_heartbeat main mismatches) == 0 ]]
@@ -70,7 +35,7 @@ settle_source() {
 
 # vm_is NAME STATE
 vm_is() {
-	host_run main "$SMEMV_BIN/ctl/smemvctl" --pager "unix:$PAGERD_SOCKET" vms --json |
+	scenario_ctl vms --json |
 		jq -e --arg name "$1" --arg state "$2" \
 			'.vms[] | select(.name == $name) | .state == $state' >/dev/null
 }
@@ -150,10 +115,33 @@ truncate -s -8 "$map"
 check "truncated map: the pager starts" restart_pagerd KILL
 check "truncated map: the guest waits, and trouble says why" trouble_has "page map"
 check "truncated map: no page was served" stat_is '.page_ins == 0 and .faults == 0'
-end_pagerd KILL
 cp "$LAB_DIR/map" "$map"
-check "the map put back: the next pager serves" restart_pagerd KILL
+check "the map put back: the VM is served without another start" scenario_wait 30 "the takeover" trouble_has '^$'
 check "the map put back: the guest runs on" runs_on main
+
+# Its file names a transport that this pager does not have, as after a downgrade.
+vm_file=$(host_path main /run/smemv/pagerd/guest.vm.json)
+end_pagerd KILL
+cp "$vm_file" "$LAB_DIR/vm.json"
+jq '.transport = "pigeon"' "$LAB_DIR/vm.json" >"$vm_file"
+check "unknown transport: the pager starts" restart_pagerd KILL
+check "unknown transport: the guest waits, and trouble says why" trouble_has "pigeon"
+same_leases() {
+	cmp <(jq '.leases, .map_id' "$vm_file") <(jq '.leases, .map_id' "$LAB_DIR/vm.json")
+}
+check "unknown transport: what is written of its leases stays" same_leases
+cp "$LAB_DIR/vm.json" "$vm_file"
+check "the file put back: the VM is served without another start" scenario_wait 30 "the takeover" trouble_has '^$'
+check "the file put back: the guest runs on" runs_on main
+
+# Its process is stopped when the pager starts: nobody answers, later somebody does.
+qemu=$(qemu_in main)
+kill -STOP "$qemu"
+check "QEMU stopped: the pager starts" restart_pagerd KILL
+check "QEMU stopped: the VM waits, and trouble says so" trouble_has "not taken over"
+kill -CONT "$qemu"
+check "QEMU goes on: the VM is served without another start" scenario_wait 30 "the takeover" trouble_has '^$'
+check "QEMU goes on: the guest runs on" runs_on main
 check "no mismatch in all of this" no_mismatch
 check "the second VM has waited through all of it" vm_is second waiting
 scenario_end second-vm TERM
@@ -183,6 +171,7 @@ capability_is_off() {
 }
 check "killed at after-commit: x-ignore-shared was put back" capability_is_off
 check "and again: the next pager serves" restart_pagerd KILL
+check "and again: the guest runs on" runs_on main
 down
 
 once_more

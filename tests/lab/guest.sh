@@ -40,7 +40,7 @@ fact() {
 }
 
 meet() {
-	barrier "$1" 300
+	barrier "$1" 600
 	step "all are at '$1'"
 }
 
@@ -59,6 +59,13 @@ end() {
 	fact "status.$1" "$status"
 }
 
+# kill_now NAME: without a warning.
+kill_now() {
+	kill -KILL "${PID[$1]}"
+	wait "${PID[$1]}" 2>/dev/null || :
+	unset "PID[$1]"
+}
+
 # wait_for SECONDS WHAT COMMAND...: until the command succeeds.
 wait_for() {
 	local end=$((SECONDS + $1)) what=$2
@@ -74,6 +81,18 @@ wait_for() {
 
 says() {
 	grep -qa -e "$2" "$LOGS/$1"
+}
+
+# criterion PROGRAM FILTER: its tests; lib.sh reads the verdicts.
+criterion() {
+	"$SMEMV_BIN/tests/unit/$1" --filter "$2" --jobs 1 --verbose=1 2>&1 | grep -vE 'RUN|SKIP' || :
+}
+
+# huge_pages MIB: of 2 MiB, for memserverd --hugepages: Soft-RoCE registers them many times as fast.
+huge_pages() {
+	echo "$(($1 / 2))" >/proc/sys/vm/nr_hugepages
+	mkdir -p /dev/hugepages
+	mount -t hugetlbfs none /dev/hugepages
 }
 
 # packets NAME: the RDMA device's own counters, as a fact.

@@ -8,20 +8,6 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh" lab-transport
 
-# criterion LOG NAME...: the verdicts of a Criterion program. A test that runs once for each NAME shows up
-# as often, in that order.
-criterion() {
-	local log=$1
-	shift
-	awk -v names="$*" -v test="$lab_test" '
-		BEGIN { nr = split(names, name, " ") }
-		$1 ~ /^\[(PASS|FAIL)\]$/ {
-			verdict = $1 == "[PASS]" ? "pass" : "fail"
-			sub(/:$/, "", $2)
-			printf "%s %s: %s, %s\n", verdict, test, $2, name[seen[$2]++ % nr + 1]
-		}' "$log" | tee -a "$work/verdicts" "$SMEMV_RESULTS"
-}
-
 # steps LOG: a step of transport_peer is passed when it goes on to the next one.
 steps() {
 	awk -v test="$lab_test" '
@@ -30,16 +16,6 @@ steps() {
 		{ step = $0 }
 		END { if (step != "all is well") printf "fail %s: %s\n", test, step }' "$1" |
 		tee -a "$work/verdicts" "$SMEMV_RESULTS"
-}
-
-# part FIRST LAST: the lines of guest 2 between two marks.
-part() {
-	sed -n "/^== $1$/,/^== $2$/{/^== /d;p}" "$work/2.log" >"$work/$1.log"
-	echo "$work/$1.log"
-}
-
-count() {
-	grep -c "^$1 " "$work/verdicts" || :
 }
 
 lab_status=0
@@ -53,6 +29,6 @@ check "the guests come to their ends" test "$lab_status" -eq 0
 check "all 34 transport tests have run" test "$(grep -c ' transport::' "$work/verdicts")" -eq 34
 check "what was moved was moved by RDMA" holds "$(fact 2 packets.end).received > 10000"
 check "no sanitizer complains" no_sanitizer_complains
-[[ $(count fail) -eq 0 ]] || failed=1
+no_verdict_fails
 ((failed == 0)) || tail -n 60 "$work/2.log"
 exit "$failed"

@@ -7,7 +7,7 @@ migrate_dir=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck disable=SC1091 # made by migrate.sh: SMEMV_BIN, VM_KERNEL, VM_INITRD, VM_STATE
 . "$1/environment"
 # shellcheck disable=SC2034 # for guest.sh
-BARRIERS=(ready migrated swept stopped observed continued ended returned)
+BARRIERS=(ready migrated swept stopped observed continued taken_over restarted ended returned)
 # shellcheck source=../guest.sh
 . "$migrate_dir/../guest.sh"
 # shellcheck source=vm.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # A sub-host, for tests/lab/migrate.sh. For a while its memserverd is stopped: nobody needs it to run.
+# Later it is killed and started again.
 # shellcheck source=guest.sh
 . "$(dirname "$(readlink -f "$0")")/guest.sh"
 
@@ -8,15 +9,18 @@ stopped() {
 	grep -q "^State:.T" "/proc/${PID[memserverd]}/status"
 }
 
+# lend NAME: all of them are the same server, one after the other.
+lend() {
+	begin "$1" "$SMEMV_BIN/memserver/memserverd" --name "sub$LAB_ID" --memory "${SUB_HOST_MIB}M" \
+		--listen "$LAB_IP:7000" --data "tcp:$LAB_IP:7001" --data "verbs:$LAB_IP:7002" \
+		--hugepages --insecure --log-level debug
+	wait_for 60 "$1 is ready" says "$1" ready:
+}
+
 payload_of_a_packet
 packets begin
-# Soft-RoCE registers huge pages many times as fast as small ones.
-echo "$((SUB_HOST_MIB / 2))" >/proc/sys/vm/nr_hugepages
-mkdir -p /dev/hugepages
-mount -t hugetlbfs none /dev/hugepages
-begin memserverd "$SMEMV_BIN/memserver/memserverd" --name "sub$LAB_ID" --memory "${SUB_HOST_MIB}M" \
-	--listen "$LAB_IP:7000" --data "tcp:$LAB_IP:7001" --data "verbs:$LAB_IP:7002" --hugepages --insecure --log-level debug
-wait_for 60 "memserverd is ready" says memserverd ready:
+huge_pages "$SUB_HOST_MIB"
+lend memserverd
 meet ready
 meet migrated
 packets migrated
@@ -30,7 +34,12 @@ packets observed
 fact stopped "$(stopped && echo true || echo false)"
 kill -CONT "${PID[memserverd]}"
 meet continued
+meet taken_over
+kill_now memserverd
+lend second
+fact taken_over "$(grep -c ": taken over, held" "$LOGS/second" || :)"
+meet restarted
 meet ended
-wait_for 60 "the lease is returned" says memserverd "is released"
+wait_for 60 "the lease is returned" says second "is released"
 meet returned
-end memserverd
+end second

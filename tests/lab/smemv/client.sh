@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The client of tests/lab/smemv.sh.
-BARRIERS=(ready stop continue over)
+BARRIERS=(ready stop continue restart restarted sorted lose lost over)
 # shellcheck source=../guest.sh
 . "$(dirname "$(readlink -f "$0")")/../guest.sh"
 
@@ -40,7 +40,21 @@ sleep 3
 meet stop
 meet continue
 wait $!
+run_sort restarted "${SORT[@]}" &
+meet restart
+meet restarted
+wait $!
+meet sorted
 run_sort locked "${UNLOCKED[@]}" "${SORT[@]}"
 refusal refusal "${UNLOCKED[@]}" "${SORT[@]}" --server lab1:7000 --transport verbs
 refusal not_offered "${SORT[@]}" --server lab1:7010 --transport verbs
+
+begin lost "${SORT[@]}" --server lab1:7000
+meet lose
+meet lost
+wait_for 30 "the loss is told" says lost "lab1:7000 has lost the data of lease"
+sleep 2
+# It waits for what is gone.
+fact lost_sorted "$(says lost keys: && echo true || echo false)"
+end lost
 barrier over

@@ -5,11 +5,6 @@ BARRIERS=(ready over)
 # shellcheck source=../guest.sh
 . "$(dirname "$(readlink -f "$0")")/../guest.sh"
 
-# criterion PROGRAM FILTER
-criterion() {
-	"$SMEMV_BIN/tests/unit/$1" --filter "$2" --jobs 1 --verbose=1 2>&1 | grep -vE 'RUN|SKIP' || :
-}
-
 meet ready
 echo "== transport"
 SMEMV_TEST_SERVER=lab1:7777 SMEMV_TEST_VERBS=192.168.77.1 criterion test_transport 'transport/*'
