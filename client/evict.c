@@ -53,6 +53,7 @@ struct evictor {
 	struct victim batch[SMV_EVICT_BATCH];
 	unsigned int nr_batch;
 	bool in_trouble;              /* told so */
+	bool told_huge;               /* that the RAM files have huge pages */
 	bool lost[SMV_SUB_HOSTS_MAX]; /* sub-hosts whose extents are closed */
 };
 
@@ -384,10 +385,11 @@ static void keep(struct evictor *e, struct victim *v)
 
 	if (v->fresh_slot)
 		smv_slots_free(p->c.slots, v->slot);
+	/* Before it is mapped: nobody writes to a page that a word calls SAVED. */
+	smv_pagemap_set(p->c.map, v->page, word);
 	/* Whatever keeps it from being mapped, its threads fault again and say so. */
 	if ((now & SMV_WORD_WAITER) && smv_uffd_continue(p->c.uffd, addr, SMV_PAGE_SIZE, false) < 0)
 		smv_uffd_wake(p->c.uffd, addr, SMV_PAGE_SIZE);
-	smv_pagemap_set(p->c.map, v->page, word);
 	v->kept = true;
 }
 
@@ -433,6 +435,47 @@ bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages
 	return data >= at.offset + len || (data < 0 && errno == ENXIO);
 }
 
+bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum)
+{
+	uint64_t data[SMV_PAGE_SIZE / sizeof(uint64_t)];
+	struct smv_page_at at = smv_page_at(p, page);
+
+	return pread(at.fd, data, sizeof(data), at.offset) == sizeof(data) &&
+	       smv_page_checksum(data) == checksum;
+}
+
+/* A clean victim's page, from its sub-host into the staging buffer. */
+static int read_clean(struct evictor *e, unsigned int i)
+{
+	const struct victim *v = &e->batch[i];
+	int r = smv_remote_post(e->p->evict_remote, SMV_OP_READ, v->slot, 1, staging_of(e, i), i);
+
+	if (r == 0)
+		r = collect(e, 1, 0);
+	return r == 0 && smv_page_checksum(staging_of(e, i)) != v->checksum ? -EIO : r;
+}
+
+/* No hole came: the page is a part of a huge one that somebody holds, so that the kernel could not
+ * split it, and has zeroed our part instead. False: what was saved cannot be had back. */
+static bool restore(struct evictor *e, unsigned int i)
+{
+	const struct victim *v = &e->batch[i];
+	struct smv_page_at at = smv_page_at(e->p, v->page);
+
+	if (!e->told_huge)
+		smv_log_warning("VM '%s': page %lu cannot be given up alone: its RAM file has huge "
+				"pages. Write 'never' to "
+				"/sys/kernel/mm/transparent_hugepage/shmem_enabled, and mount its "
+				"tmpfs without huge=",
+			e->p->c.name, v->page);
+	e->told_huge = true;
+	if (v->zero || smv_fault_point("evict-trust-file") ||
+		smv_pager_file_has(e->p, v->page, v->checksum))
+		return true;
+	return (!v->clean || read_clean(e, i) == 0) &&
+	       pwrite(at.fd, staging_of(e, i), SMV_PAGE_SIZE, at.offset) == SMV_PAGE_SIZE;
+}
+
 /* SAVED -> COLD or ZERO. */
 static void finish(struct evictor *e, struct victim *v)
 {
@@ -475,12 +518,12 @@ static void punch_and_finish(struct evictor *e)
 			n++;
 		hole = smv_pager_punch(p, v->page, n);
 		for (unsigned int k = 0; k < n; k++) {
-			if (hole || smv_pager_punch(p, v[k].page, 1)) {
+			/* Whatever is left in the file of a COLD page is looked at by nobody. */
+			if (hole || smv_pager_punch(p, v[k].page, 1) || !restore(e, i + k)) {
 				finish(e, &v[k]);
 				freed++;
 				continue;
 			}
-			/* Somebody holds the page; what the file has is what was saved. */
 			smv_pagemap_lock(p->c.map, v[k].page);
 			keep(e, &v[k]);
 			smv_pagemap_unlock(p->c.map, v[k].page);

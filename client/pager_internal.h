@@ -79,6 +79,8 @@ void smv_discards_stop(struct smv_pager *p);
 
 /* Give up the local copies of pages of one RAM block; false: no hole came, or not everywhere. */
 bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages);
+/* Whether the RAM file has data with this checksum there. */
+bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum);
 
 /* Whoever waits for a fault that was read by a pager that died faults again. */
 void smv_pager_wake_all(struct smv_pager *p);

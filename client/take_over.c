@@ -5,6 +5,7 @@
 #include "client/uffd.h"
 #include "common/clock.h"
 #include "common/events.h"
+#include "common/fault_point.h"
 #include "common/log.h"
 
 #include <errno.h>
@@ -56,10 +57,20 @@ static void count(struct smv_taken_over *report, smv_page_word old, smv_page_wor
 	report->lost += state != SMV_PAGE_LOST && smv_word_state(new) == SMV_PAGE_LOST;
 }
 
+/* Where the data of a saved page could not be punched out, the kernel may have zeroed it instead
+ * (client/evict.c). Nobody can have written to it. */
+static bool is_what_was_saved(const struct smv_pager *p, uint64_t page, smv_page_word word)
+{
+	return smv_word_state(word) != SMV_PAGE_SAVED || smv_word_slot(word) == SMV_SLOT_NONE ||
+	       smv_fault_point("settle-trust-file") ||
+	       smv_pager_file_has(p, page, smv_word_checksum(word));
+}
+
 static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv_taken_over *report,
 	struct smv_error *err)
 {
-	smv_page_word old = smv_pagemap_get(p->c.map, page), new = smv_settle_word(old, data);
+	smv_page_word old = smv_pagemap_get(p->c.map, page);
+	smv_page_word new = smv_settle_word(old, data && is_what_was_saved(p, page, old));
 
 	/* Most of a large VM is not here. */
 	if (new == old && !data && smv_word_state(old) != SMV_PAGE_LOCAL)

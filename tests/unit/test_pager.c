@@ -12,9 +12,11 @@
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 #include <errno.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -2794,6 +2796,80 @@ Test(loss, checksums_can_be_switched_off)
 	lab_close();
 }
 
+/* --- huge pages --------------------------------------------------------------------------- */
+
+static char huge_dir[] = "/tmp/smemv-huge-XXXXXX";
+
+/* A tmpfs of this process alone, which ends with it. */
+static void mount_huge(void)
+{
+	cr_assert(mkdtemp(huge_dir));
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		mount("smemv", huge_dir, "tmpfs", 0, "huge=always") < 0) {
+		rmdir(huge_dir);
+		cr_skip_test("cannot mount a tmpfs with huge pages: %s", strerror(errno));
+	}
+}
+
+static void umount_huge(void)
+{
+	umount2(huge_dir, MNT_DETACH);
+	rmdir(huge_dir);
+}
+
+/* A quarter of the RAM lies in huge pages that cannot be split: what is punched there is zeroed. */
+static void stress_huge(void)
+{
+	struct stub_options o = usual;
+
+	mount_huge();
+	o.seed = 21;
+	o.huge_dir = huge_dir;
+	lab_open(o);
+	stub_lab_start(&lab);
+	stub_stress_start(&lab);
+	stub_watch(&lab, 1500);
+	stub_stress_stop(&lab);
+	stub_run(&lab, stub_read_all);
+	stub_lab_stop(&lab);
+}
+
+Test(pager, what_is_zeroed_instead_of_punched_is_put_back)
+{
+	stress_huge();
+	cr_assert_gt(lab.stats.evictions, NR_PAGES);
+	cr_assert_eq(lab.mismatches, 0, "%lu of %lu", lab.mismatches, lab.checks);
+	stub_lab_destroy(&lab);
+	umount_huge();
+}
+
+/* As if the pager had died between such a punch and putting the page back. */
+static void zeroed_and_gone(void)
+{
+	static const char zeros[SMV_PAGE_SIZE];
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+	struct smv_page_at at;
+	smv_page_word word;
+
+	lab_open(usual);
+	find_victim(SMV_PAGE_COLD);
+	word = smv_word_with_state(smv_pagemap_get(&lab.map, victim), SMV_PAGE_SAVED);
+	smv_pagemap_set(&lab.map, victim, word | SMV_WORD_REMOTE_VALID);
+	at = smv_page_at(lab.pager, victim);
+	cr_assert_eq(pwrite(at.fd, zeros, sizeof(zeros), at.offset), SMV_PAGE_SIZE);
+	cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
+	stub_lab_start(&lab);
+	stub_run(&lab, stub_read_all);
+}
+
+Test(pager, what_was_zeroed_instead_of_punched_is_not_taken_for_what_was_saved)
+{
+	zeroed_and_gone();
+	cr_assert_eq(lab.mismatches, 0);
+	lab_close();
+}
+
 /* --- what the tests above must be able to see --------------------------------------------- */
 
 #ifdef SMEMV_FAULT_POINTS
@@ -2820,6 +2896,23 @@ Test(pager_faults, a_lost_page_that_is_settled_as_zeros_is_noticed)
 	setenv("SMEMV_FAULT", "settle-hole-is-zero", 1);
 	out_and_gone(&report);
 	stub_run(&lab, touch_victim);
+	cr_assert_gt(lab.mismatches, 0);
+	stub_lab_destroy(&lab);
+}
+
+Test(pager_faults, zeros_that_are_kept_after_a_punch_are_noticed)
+{
+	setenv("SMEMV_FAULT", "evict-trust-file", 1);
+	stress_huge();
+	cr_assert_gt(lab.mismatches, 0);
+	stub_lab_destroy(&lab);
+	umount_huge();
+}
+
+Test(pager_faults, zeros_that_are_taken_for_what_was_saved_are_noticed)
+{
+	setenv("SMEMV_FAULT", "settle-trust-file", 1);
+	zeroed_and_gone();
 	cr_assert_gt(lab.mismatches, 0);
 	stub_lab_destroy(&lab);
 }

@@ -232,7 +232,40 @@ int stub_slot_move(const struct stub_lab *lab, enum smv_op op, uint64_t slot, vo
 
 /* --- the VM ------------------------------------------------------------------------------- */
 
-static void add_block(struct stub_vm *vm, uint64_t nr_pages, uint64_t file_offset, uint64_t mode)
+/* Every fourth huge page that lies in the file as a whole becomes one; a pipe holds a part of it
+ * until the test's process ends. */
+static void make_huge_pages(int fd, uint64_t bytes)
+{
+	const uint64_t huge = SMV_EXTENT_BYTES;
+
+	for (uint64_t at = 0; at + huge <= bytes; at += 4 * huge) {
+		char *room = mmap(NULL, 2 * huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *addr = room + (huge - (uintptr_t)room % huge) % huge;
+		struct iovec part = {addr + huge - SMV_PAGE_SIZE, SMV_PAGE_SIZE};
+		int pin[2];
+
+		must(room != MAP_FAILED && pipe2(pin, O_CLOEXEC) == 0);
+		must(mmap(addr, huge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+			     (off_t)at) == addr);
+		must(madvise(addr, huge, MADV_POPULATE_WRITE) == 0);
+		must(vmsplice(pin[1], &part, 1, 0) == SMV_PAGE_SIZE);
+		munmap(room, 2 * huge);
+	}
+}
+
+static int create_file(const char *huge_dir, uint64_t bytes)
+{
+	int fd = huge_dir ? open(huge_dir, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600)
+			  : memfd_create("stub-ram", MFD_CLOEXEC);
+
+	must(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0);
+	if (huge_dir)
+		make_huge_pages(fd, bytes);
+	return fd;
+}
+
+static void add_block(struct stub_vm *vm, const char *huge_dir, uint64_t nr_pages,
+	uint64_t file_offset, uint64_t mode)
 {
 	struct smv_ram_block *b = &vm->ram.blocks[vm->ram.nr_blocks];
 	void *addr;
@@ -241,10 +274,9 @@ static void add_block(struct stub_vm *vm, uint64_t nr_pages, uint64_t file_offse
 		.page_size = SMV_PAGE_SIZE,
 		.first_page = vm->ram.nr_pages,
 		.nr_pages = nr_pages,
-		.fd = memfd_create("stub-ram", MFD_CLOEXEC),
+		.fd = create_file(huge_dir, file_offset + nr_pages * SMV_PAGE_SIZE),
 		.file_offset = file_offset};
 	snprintf(b->id, sizeof(b->id), "ram%u", vm->ram.nr_blocks);
-	must(b->fd >= 0 && ftruncate(b->fd, (off_t)(file_offset + b->size_bytes)) == 0);
 	addr = mmap(
 		NULL, b->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->fd, (off_t)file_offset);
 	must(addr != MAP_FAILED);
@@ -261,14 +293,9 @@ static int open_uffd(void)
 	return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 }
 
-void stub_vm_create(struct stub_vm *vm, unsigned int nr_blocks, uint64_t nr_pages,
-	uint64_t features, uint64_t mode)
-{
-	stub_vm_create_on(vm, open_uffd(), nr_blocks, nr_pages, features, mode);
-}
-
-void stub_vm_create_on(struct stub_vm *vm, int uffd, unsigned int nr_blocks, uint64_t nr_pages,
-	uint64_t features, uint64_t mode)
+/* On a userfaultfd that becomes the VM's. */
+static void create_on(struct stub_vm *vm, int uffd, const char *huge_dir, unsigned int nr_blocks,
+	uint64_t nr_pages, uint64_t features, uint64_t mode)
 {
 	uint64_t first = nr_blocks == 1 ? nr_pages : nr_pages / 2 + 100;
 
@@ -277,9 +304,15 @@ void stub_vm_create_on(struct stub_vm *vm, int uffd, unsigned int nr_blocks, uin
 	must(vm->uffd >= 0 && smv_uffd_api(vm->uffd, features) == 0);
 	vm->pagemap_fd = smv_pagemap_open(getpid());
 	must(vm->pagemap_fd >= 0);
-	add_block(vm, first, 0, mode);
+	add_block(vm, huge_dir, first, 0, mode);
 	if (nr_blocks == 2)
-		add_block(vm, nr_pages - first, FILE_OFFSET, mode);
+		add_block(vm, huge_dir, nr_pages - first, FILE_OFFSET, mode);
+}
+
+void stub_vm_create(struct stub_vm *vm, unsigned int nr_blocks, uint64_t nr_pages,
+	uint64_t features, uint64_t mode)
+{
+	create_on(vm, open_uffd(), NULL, nr_blocks, nr_pages, features, mode);
 }
 
 void stub_vm_destroy(struct stub_vm *vm)
@@ -547,8 +580,8 @@ void stub_lab_create(struct stub_lab *lab, const struct stub_options *o)
 	must(lab->backing.nr_extents == o->nr_extents);
 	must(smv_slots_create(o->nr_extents, &lab->slots) == 0);
 	must(smv_pagemap_create(o->map_path, "stub", o->nr_pages, &lab->map, NULL) == 0);
-	stub_vm_create_on(&lab->vm, o->kernel_faults ? smv_uffd_open() : open_uffd(), o->nr_blocks,
-		o->nr_pages, SMV_UFFD_PAGE,
+	create_on(&lab->vm, o->kernel_faults ? smv_uffd_open() : open_uffd(), o->huge_dir,
+		o->nr_blocks, o->nr_pages, SMV_UFFD_PAGE,
 		UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
 			UFFDIO_REGISTER_MODE_WP);
 	lab->versions = calloc(o->nr_pages, sizeof(*lab->versions));

@@ -71,9 +71,6 @@ struct stub_vm {
  * not start where its file does. @mode: 0: the userfaultfd is left unregistered. */
 void stub_vm_create(struct stub_vm *vm, unsigned int nr_blocks, uint64_t nr_pages,
 	uint64_t features, uint64_t mode);
-/** stub_vm_create_on - the same on a userfaultfd that is open already and becomes the VM's. */
-void stub_vm_create_on(struct stub_vm *vm, int uffd, unsigned int nr_blocks, uint64_t nr_pages,
-	uint64_t features, uint64_t mode);
 void stub_vm_destroy(struct stub_vm *vm);
 unsigned char *stub_vm_page(const struct stub_vm *vm, uint64_t page);
 uint64_t stub_vm_resident(const struct stub_vm *vm);
@@ -100,6 +97,9 @@ struct stub_options {
 	bool skip_checksums;
 	/* The kernel touches the RAM, too: needs privilege. */
 	bool kernel_faults;
+	/* A tmpfs that was mounted with huge=always, for the RAM files; NULL: they are memfds.
+	 * Every fourth 2 MiB of them is a huge page that the kernel cannot split. */
+	const char *huge_dir;
 	/* Nothing is hot, and all that is cold holds zeros, in memory of the sub-hosts that nobody
 	 * has touched yet: for a VM that is larger than the memory of this machine. Every eighth
 	 * range of SMV_EXTENT_PAGES pages is ZERO, not cold. */
