@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrator/converge.h"
 
-/* What a switch-over costs beside the last pages: stopping, QEMU's device state, the commit. */
+/* What a switch-over costs beside looking at pages and sending the last: stopping, QEMU's device
+ * state, the commit. */
 #define SWITCH_OVER_MS 40.0
 #define STALL_ROUNDS 4
 #define GAIN 0.9
@@ -20,7 +21,8 @@ void smv_converge_sent(struct smv_converge *c, uint64_t bytes, double ms)
 
 double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_bytes)
 {
-	return SWITCH_OVER_MS + (double)dirty_bytes / (c->bytes_per_ms > 0 ? c->bytes_per_ms : 1);
+	return SWITCH_OVER_MS + c->scan_ms +
+	       (double)dirty_bytes / (c->bytes_per_ms > 0 ? c->bytes_per_ms : 1);
 }
 
 bool smv_converge_stalled(const struct smv_converge *c)

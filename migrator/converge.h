@@ -3,11 +3,11 @@
  * When to switch over, and what to do when the rounds do not get there.
  *
  * The expected downtime is what is dirty now, sent at the rate of the rounds so far, plus what a
- * switch-over costs beside that. When it is within --max-downtime the VM is switched over. The
- * rounds stall when in STALL_ROUNDS of them the expected downtime has not become a tenth shorter
- * than the best before; then the VM is throttled, if that is allowed, and a step more in each
- * further round without such a gain. When it cannot be throttled any further, or after --max-rounds,
- * the operator's wish (fail or stop) is done.
+ * switch-over costs beside that: a constant, and looking at all pages once more. When it is within
+ * --max-downtime the VM is switched over. The rounds stall when in STALL_ROUNDS of them the
+ * expected downtime has not become a tenth shorter than the best before; then the VM is throttled,
+ * if that is allowed, and a step more in each further round without such a gain. When it cannot be
+ * throttled any further, or after --max-rounds, the operator's wish (fail or stop) is done.
  */
 #ifndef SMV_MIGRATOR_CONVERGE_H
 #define SMV_MIGRATOR_CONVERGE_H
@@ -25,6 +25,7 @@ struct smv_converge {
 	unsigned int nr_rounds;
 	double bytes_per_ms; /* of the link, see smv_converge_sent() */
 	double bytes, ms;
+	double scan_ms; /* to look at all pages while the VM stands still */
 	double best_ms;
 	unsigned int rounds_without_gain;
 	unsigned int throttle_percent; /* what the VM should be throttled to now */

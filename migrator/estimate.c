@@ -22,7 +22,7 @@ static int no_memory(struct smv_error *err)
 }
 
 /* Two samples like a migration's, the second one to judge the choice made by the first. */
-static int sample_touches(struct smv_source *s, uint64_t credit, smv_interrupted interrupted,
+static int sample_touches(struct smv_source *s, uint64_t credit,
 	const struct smv_pageset *populated, struct smv_sample *out, struct smv_error *err)
 {
 	CLEANUP_FREE uint8_t *before = calloc(s->ram.nr_pages, 1);
@@ -33,10 +33,10 @@ static int sample_touches(struct smv_source *s, uint64_t credit, smv_interrupted
 
 	if (!before || !after || smv_pageset_create(s->ram.nr_pages, &hot) < 0)
 		return no_memory(err);
-	r = smv_hotness_look(s, SMV_HOTNESS_SAMPLES - 1, before, interrupted, err);
+	r = smv_hotness_look(s, SMV_HOTNESS_SAMPLES - 1, before, err);
 	smv_hotness_choose(before, populated, credit, &hot);
 	if (r == 0)
-		r = smv_hotness_look(s, 1, after, interrupted, err);
+		r = smv_hotness_look(s, 1, after, err);
 	seconds = SMV_HOTNESS_SAMPLE_MS / 1000.0;
 	for (uint64_t p = 0; p < s->ram.nr_pages && r == 0; p++) {
 		out->pages_touched += before[p] || after[p];
@@ -47,11 +47,15 @@ static int sample_touches(struct smv_source *s, uint64_t credit, smv_interrupted
 	return r;
 }
 
-static int sample_writes(struct smv_source *s, smv_interrupted interrupted, struct smv_sample *out,
-	struct smv_error *err)
+static double ms_since(uint64_t ns)
+{
+	return (double)(smv_now_ns() - ns) / 1e6;
+}
+
+static int sample_writes(struct smv_source *s, struct smv_sample *out, struct smv_error *err)
 {
 	struct smv_pageset dirty = {0};
-	uint64_t start;
+	uint64_t start, scan;
 	int r;
 
 	if (smv_pageset_create(s->ram.nr_pages, &dirty) < 0)
@@ -59,9 +63,11 @@ static int sample_writes(struct smv_source *s, smv_interrupted interrupted, stru
 	if ((r = smv_tracker_arm(s, err)) == 0) {
 		start = smv_now_ns();
 		smv_sleep_ms(DIRTY_MS);
-		if ((r = interrupted(err)) == 0 && (r = smv_tracker_collect(s, &dirty, err)) == 0)
-			out->dirty_pages_per_s = (double)smv_pageset_count(&dirty) /
-						 ((double)(smv_now_ns() - start) / 1e9);
+		scan = smv_now_ns();
+		r = smv_tracker_collect(s, &dirty, err);
+		out->dirty_pages_per_s =
+			(double)smv_pageset_count(&dirty) / (ms_since(start) / 1000);
+		out->scan_ms += ms_since(scan);
 	}
 	smv_pageset_destroy(&dirty);
 	return r;
@@ -102,20 +108,23 @@ static int sample_contents(struct smv_source *s, const struct smv_pageset *popul
 	return 0;
 }
 
-int smv_sample_take(struct smv_source *s, uint64_t credit, smv_interrupted interrupted,
-	struct smv_sample *out, struct smv_error *err)
+int smv_sample_take(
+	struct smv_source *s, uint64_t credit, struct smv_sample *out, struct smv_error *err)
 {
 	struct smv_pageset populated = {0};
+	uint64_t start;
 	int r;
 
 	*out = (struct smv_sample){.pages_total = s->ram.nr_pages};
 	if (smv_pageset_create(s->ram.nr_pages, &populated) < 0)
 		return no_memory(err);
-	if ((r = smv_source_attach(s, err)) == 0 &&
-		(r = smv_tracker_populated(s, &populated, err)) == 0) {
+	r = smv_source_attach(s, err);
+	start = smv_now_ns();
+	if (r == 0 && (r = smv_tracker_populated(s, &populated, err)) == 0) {
 		out->pages_populated = smv_pageset_count(&populated);
-		if ((r = sample_touches(s, credit, interrupted, &populated, out, err)) == 0 &&
-			(r = sample_writes(s, interrupted, out, err)) == 0)
+		out->scan_ms = ms_since(start);
+		if ((r = sample_touches(s, credit, &populated, out, err)) == 0 &&
+			(r = sample_writes(s, out, err)) == 0)
 			r = sample_contents(s, &populated, out, err);
 	}
 	smv_source_detach(s);
@@ -142,6 +151,7 @@ void smv_estimate(const struct smv_sample *s, uint64_t credit, double link_bytes
 	double sent = 0, pages = (double)full, hot_share, throttle;
 	enum smv_converge_step step = SMV_CONVERGE_SEND;
 
+	c->scan_ms = s->scan_ms;
 	*out = (struct smv_estimate){.total_ms = SETUP_MS, .faults_per_s = s->cold_touches_per_s};
 	out->pages_hot = full < credit ? full : credit;
 	out->pages_cold = full - out->pages_hot;

@@ -18,6 +18,7 @@ struct smv_sample {
 	double cold_touches_per_s; /* pages touched that a choice by the sample before had left cold
 				    */
 	double read_bytes_per_s;   /* at which this host reads, compares and sums up pages */
+	double scan_ms;            /* to look at all pages once more, as a switch-over does */
 };
 
 /**
@@ -25,8 +26,8 @@ struct smv_sample {
  * entries are dropped and its writes tracked meanwhile. Nothing of that is left afterwards.
  * @credit: pages that the main host takes
  */
-int smv_sample_take(struct smv_source *source, uint64_t credit, smv_interrupted interrupted,
-	struct smv_sample *sample, struct smv_error *err);
+int smv_sample_take(struct smv_source *source, uint64_t credit, struct smv_sample *sample,
+	struct smv_error *err);
 
 struct smv_estimate {
 	uint64_t pages_zero, pages_hot, pages_cold;

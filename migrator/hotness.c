@@ -22,8 +22,8 @@ void smv_hotness_choose(const uint8_t *touches, const struct smv_pageset *popula
 	}
 }
 
-int smv_hotness_look(struct smv_source *source, unsigned int samples, uint8_t *touches,
-	smv_interrupted interrupted, struct smv_error *err)
+int smv_hotness_look(
+	struct smv_source *source, unsigned int samples, uint8_t *touches, struct smv_error *err)
 {
 	int r = 0;
 
@@ -31,14 +31,13 @@ int smv_hotness_look(struct smv_source *source, unsigned int samples, uint8_t *t
 		if ((r = smv_source_zap(source, err)) < 0)
 			break;
 		smv_sleep_ms(SMV_HOTNESS_SAMPLE_MS);
-		if ((r = interrupted(err)) == 0)
-			r = smv_tracker_present(source, touches, err);
+		r = smv_tracker_present(source, touches, err);
 	}
 	return r;
 }
 
-int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pageset *hot,
-	smv_interrupted interrupted, struct smv_error *err)
+int smv_hotness_sample(
+	struct smv_source *source, uint64_t credit, struct smv_pageset *hot, struct smv_error *err)
 {
 	CLEANUP_FREE uint8_t *touches = calloc(source->ram.nr_pages, 1);
 	struct smv_pageset populated = {0};
@@ -46,7 +45,7 @@ int smv_hotness_sample(struct smv_source *source, uint64_t credit, struct smv_pa
 
 	if (!touches || smv_pageset_create(source->ram.nr_pages, &populated) < 0)
 		return smv_fail(err, SMV_NO_ROOM, "no-memory", NULL, "out of memory");
-	r = smv_hotness_look(source, SMV_HOTNESS_SAMPLES, touches, interrupted, err);
+	r = smv_hotness_look(source, SMV_HOTNESS_SAMPLES, touches, err);
 	if (r == 0)
 		r = smv_tracker_populated(source, &populated, err);
 	if (r == 0)

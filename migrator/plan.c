@@ -147,6 +147,13 @@ static void find_link_speed(struct plan *p)
 
 /* --- the estimate ------------------------------------------------------------------------- */
 
+/* The source's interrupted(). */
+static int interrupted(void *unused, struct smv_error *err)
+{
+	(void)unused;
+	return smv_run_interrupted(err);
+}
+
 static void estimate(struct plan *p)
 {
 	struct smv_converge wishes = {.max_downtime_ms = p->o->max_downtime_ms,
@@ -158,7 +165,8 @@ static void estimate(struct plan *p)
 
 	if (json_array_size(p->refusals) || !p->answer)
 		return;
-	if (smv_sample_take(&p->source, credit, smv_run_interrupted, &p->sample, &err) < 0) {
+	p->source.interrupted = interrupted;
+	if (smv_sample_take(&p->source, credit, &p->sample, &err) < 0) {
 		add_error(p, "source", &err);
 		return;
 	}

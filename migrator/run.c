@@ -42,6 +42,7 @@ struct run {
 	uint64_t start_ns;
 	uint64_t collected_ns; /* when the dirty pages were last collected */
 	uint64_t stopped_ns;   /* 0: the source was not seen to stop */
+	double populated_ms;   /* how long it took to look for holes */
 	bool refusable;        /* nothing was touched yet */
 };
 
@@ -240,17 +241,28 @@ static int prepare(struct run *run, struct smv_error *err)
 		&run->push, err);
 }
 
+/* The source's interrupted(): with much RAM its scans take long, and the main host must hear of us.
+ */
+static int go_on(void *ctx, struct smv_error *err)
+{
+	struct run *run = ctx;
+	int r = smv_run_interrupted(err);
+
+	return r < 0 ? r : smv_dest_keep_alive(&run->dest, err);
+}
+
 static int sample(struct run *run, struct smv_error *err)
 {
 	int r;
 
+	run->source.interrupted = go_on;
+	run->source.interrupted_ctx = run;
 	smv_progress_phase("sample", "sampling which pages are hot");
 	if ((r = write_down(run, "sample", err)) < 0 ||
 		(r = smv_source_attach(&run->source, err)) < 0)
 		return r;
 	smv_fault_point("sampling");
-	return smv_hotness_sample(
-		&run->source, run->dest.hot_credit, &run->hot, smv_run_interrupted, err);
+	return smv_hotness_sample(&run->source, run->dest.hot_credit, &run->hot, err);
 }
 
 static void show_progress(void *ctx, uint64_t done)
@@ -266,6 +278,7 @@ static int collect(struct run *run, struct smv_error *err)
 	double s = (double)(now - run->collected_ns) / 1e9;
 	int r = smv_tracker_collect(&run->source, &run->dirty, err);
 
+	run->converge.scan_ms = ms_since(now) + run->populated_ms;
 	dirty = smv_pageset_count(&run->dirty);
 	if (run->collected_ns && s > 0)
 		smv_progress_estimate((double)dirty / s, dirty,
@@ -316,14 +329,18 @@ static int send_round(struct run *run, struct smv_error *err)
 
 static int first_round(struct run *run, struct smv_error *err)
 {
+	uint64_t start;
 	int r;
 
 	/* Protect first, look for holes second: a hole that is filled in between counts as written.
 	 */
 	if ((r = write_down(run, "rounds", err)) < 0 ||
-		(r = smv_tracker_arm(&run->source, err)) < 0 ||
-		(r = smv_tracker_populated(&run->source, &run->dirty, err)) < 0)
+		(r = smv_tracker_arm(&run->source, err)) < 0)
 		return r;
+	start = smv_now_ns();
+	if ((r = smv_tracker_populated(&run->source, &run->dirty, err)) < 0)
+		return r;
+	run->populated_ms = ms_since(start);
 	run->collected_ns = smv_now_ns();
 	run->result->setup_ms = ms_since(run->start_ns);
 	smv_progress_phase(
@@ -342,9 +359,10 @@ static int no_converge(const struct run *run, double expected_ms, struct smv_err
 		"Raise --max-downtime or --bandwidth, slow the VM down with --max-throttle, or let "
 		"it be stopped all the same with --on-no-converge stop.",
 		"the VM dirties pages faster than they can be sent (%u rounds%s, throttled to %u "
-		"%%): switching over would stop it for about %.0f ms, --max-downtime is %u ms",
+		"%%): switching over would stop it for about %.0f ms (%.0f ms to look at all its "
+		"pages), --max-downtime is %u ms",
 		c->nr_rounds, smv_converge_stalled(c) ? ", the last without progress" : "",
-		c->throttle_percent, expected_ms, c->max_downtime_ms);
+		c->throttle_percent, expected_ms, c->scan_ms, c->max_downtime_ms);
 }
 
 /* The wish of the convergence. What forbids it ends nothing: the rounds go on without. */

@@ -20,6 +20,11 @@
 
 static const char *const capabilities[] = {"events", "x-ignore-shared", "pause-before-switchover"};
 
+int smv_source_interrupted(const struct smv_source *s, struct smv_error *err)
+{
+	return s->interrupted ? s->interrupted(s->interrupted_ctx, err) : 0;
+}
+
 static int migration_status(struct smv_source *s, char *status, size_t len, struct smv_error *err)
 {
 	CLEANUP_JSON json_t *info = NULL;
@@ -256,7 +261,8 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 ||
 		get_former_uffd(s, undo, err) < 0) {
 		smv_log_warning("the source's RAM stays tracked: %s", err->message);
-		s->registered = false;
+		s->out_of_reach = err->code == SMV_TIMEOUT || err->code == SMV_UNAVAILABLE;
+		s->registered = s->out_of_reach;
 	} else {
 		s->nr_registered = s->ram.nr_blocks;
 	}
@@ -304,9 +310,9 @@ int smv_source_zap(struct smv_source *s, struct smv_error *err)
 			uint64_t left = b->size_bytes - off;
 			struct smv_shim_range range = {
 				b->host_addr + off, left < ZAP_CHUNK ? left : ZAP_CHUNK};
-			int r = smv_guest_process_zap(s->guest, &range, 1, err);
+			int r = smv_source_interrupted(s, err);
 
-			if (r < 0)
+			if (r < 0 || (r = smv_guest_process_zap(s->guest, &range, 1, err)) < 0)
 				return r;
 		}
 	}
@@ -511,7 +517,9 @@ int smv_source_detach(struct smv_source *s)
 	bool done = restore_capabilities(s);
 	struct smv_error err;
 
-	if (!stop_tracking(s))
+	if (s->out_of_reach)
+		done = false;
+	else if (!stop_tracking(s))
 		smv_log_warning("QEMU keeps a userfaultfd of ours open");
 	/* Last: while writes are tracked none may go past the page tables. */
 	if (smv_disks_put_back(s->qmp, s->disks, &err) < 0) {

@@ -30,6 +30,7 @@ struct smv_source {
 	int pagemap_fd;
 	bool registered;
 	unsigned int nr_registered; /* RAM blocks, from the first on */
+	bool out_of_reach;          /* registered, but its tracking cannot be ended now */
 	bool migrating;             /* QEMU's "migrate" was issued */
 	json_t *disks; /* that are to be open without O_DIRECT, see vmm/disks.h; NULL: not asked for
 			*/
@@ -40,7 +41,14 @@ struct smv_source {
 	 */
 	int (*record)(void *ctx, struct smv_error *err);
 	void *record_ctx;
+	/* Asked between the parts of what takes long with much RAM, like an smv_interrupted; may be
+	 * NULL. */
+	int (*interrupted)(void *ctx, struct smv_error *err);
+	void *interrupted_ctx;
 };
+
+/** smv_source_interrupted - ask @source's interrupted(). */
+int smv_source_interrupted(const struct smv_source *source, struct smv_error *err);
 
 /* Which VM, and how. */
 struct smv_source_spec {

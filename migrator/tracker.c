@@ -6,18 +6,22 @@
 #include <unistd.h>
 
 #define MAX_REGIONS 1024
-#define PROTECT_CHUNK (1ull << 30)
+/* Between chunks one may be interrupted: each takes some tens of milliseconds. */
+#define CHUNK (1ull << 30)
 
 int smv_tracker_arm(struct smv_source *s, struct smv_error *err)
 {
 	for (unsigned int i = 0; i < s->ram.nr_blocks; i++) {
 		const struct smv_ram_block *b = &s->ram.blocks[i];
 
-		for (uint64_t off = 0; off < b->size_bytes; off += PROTECT_CHUNK) {
+		for (uint64_t off = 0; off < b->size_bytes; off += CHUNK) {
 			uint64_t left = b->size_bytes - off;
-			int r = smv_uffd_write_protect(s->uffd, b->host_addr + off,
-				left < PROTECT_CHUNK ? left : PROTECT_CHUNK);
+			int r = smv_source_interrupted(s, err);
 
+			if (r < 0)
+				return r;
+			r = smv_uffd_write_protect(
+				s->uffd, b->host_addr + off, left < CHUNK ? left : CHUNK);
 			if (r < 0)
 				return smv_fail(err, smv_code_from_errno(r), "track", NULL,
 					"cannot write-protect RAM block '%s': %s", b->id,
@@ -38,10 +42,13 @@ static int scan(struct smv_source *s, uint64_t categories, bool write_protect,
 		uint64_t at = b->host_addr, end = b->host_addr + b->size_bytes;
 
 		while (at < end) {
-			uint64_t walk_end;
-			int n = smv_pagemap_scan(s->pagemap_fd, at, end, categories, write_protect,
-				regions, MAX_REGIONS, &walk_end);
+			uint64_t walk_end, stop = end - at < CHUNK ? end : at + CHUNK;
+			int n, r = smv_source_interrupted(s, err);
 
+			if (r < 0)
+				return r;
+			n = smv_pagemap_scan(s->pagemap_fd, at, stop, categories, write_protect,
+				regions, MAX_REGIONS, &walk_end);
 			if (n < 0 || walk_end <= at)
 				return smv_fail(err, SMV_INTERNAL, "track", NULL,
 					"cannot scan the page table of RAM block '%s': %s", b->id,
@@ -92,7 +99,10 @@ int smv_tracker_populated(
 		for (data = lseek(b->fd, start, SEEK_DATA); data >= 0 && data < end;
 			data = lseek(b->fd, hole, SEEK_DATA)) {
 			uint64_t first = b->first_page + (uint64_t)(data - start) / SMV_PAGE_SIZE;
+			int r = smv_source_interrupted(s, err);
 
+			if (r < 0)
+				return r;
 			hole = lseek(b->fd, data, SEEK_HOLE);
 			if (hole < 0)
 				return smv_fail(err, SMV_INTERNAL, "ram-file", NULL,

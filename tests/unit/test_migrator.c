@@ -343,6 +343,57 @@ Test(tracker, data_and_holes_are_told_apart)
 	track_destroy(&t);
 }
 
+/* Not even that it is tracked may be forgotten: whoever settles the migration tries again. */
+Test(tracker, what_cannot_be_ended_now_is_tried_again)
+{
+	struct smv_source s = {
+		.uffd = -1, .pagemap_fd = -1, .registered = true, .out_of_reach = true};
+	json_t *undo;
+
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(smv_source_detach(&s), i == 0 ? -EAGAIN : 0);
+		undo = smv_source_undo(&s);
+		cr_assert_eq(json_is_true(json_object_get(undo, "tracked")), i == 0);
+		json_decref(undo);
+		s.out_of_reach = false;
+	}
+}
+
+static int asked, asked_until;
+
+static int ask(void *ctx, struct smv_error *err)
+{
+	cr_assert_eq(ctx, &asked);
+	return ++asked < asked_until ? 0
+				     : smv_fail(err, SMV_CANCELLED, "cancelled", NULL, "cancelled");
+}
+
+/* Each scan asks at least once per RAM block, and ends when told to. */
+Test(tracker, scans_can_be_interrupted)
+{
+	static uint8_t touches[RAM_PAGES];
+	struct smv_error err = {0};
+	struct track t;
+
+	track_create(&t);
+	t.source.interrupted = ask;
+	t.source.interrupted_ctx = &asked;
+	for (asked_until = 1; asked_until <= 3; asked_until++) {
+		const bool ends = asked_until <= 2;
+
+		asked = 0;
+		cr_assert_eq(smv_tracker_arm(&t.source, &err) < 0, ends);
+		asked = 0;
+		cr_assert_eq(smv_tracker_collect(&t.source, &t.set, &err) < 0, ends);
+		asked = 0;
+		cr_assert_eq(smv_tracker_present(&t.source, touches, &err) < 0, ends);
+		asked = 0;
+		cr_assert_eq(smv_tracker_populated(&t.source, &t.set, &err) < 0, true);
+		cr_assert_eq(err.code, SMV_CANCELLED);
+	}
+	track_destroy(&t);
+}
+
 Test(tracker, errors_name_the_ram_block)
 {
 	struct smv_error err = {0};

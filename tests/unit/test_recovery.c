@@ -34,6 +34,17 @@ Test(converge, switches_over_when_the_rest_fits_the_downtime)
 	cr_assert_eq(smv_converge_next(&c, 262 * MIB), SMV_CONVERGE_SEND);
 }
 
+Test(converge, looking_at_all_pages_counts_as_downtime)
+{
+	struct smv_converge c = wishes();
+
+	c.scan_ms = 200;
+	smv_converge_sent(&c, 1000 * MIB, 1000);
+	cr_assert_float_eq(smv_converge_expected_ms(&c, 10 * MIB), 250, 1);
+	cr_assert_eq(smv_converge_next(&c, 59 * MIB), SMV_CONVERGE_SWITCH_OVER);
+	cr_assert_eq(smv_converge_next(&c, 62 * MIB), SMV_CONVERGE_SEND);
+}
+
 Test(converge, goes_on_while_it_gets_better)
 {
 	struct smv_converge c = wishes();
