@@ -348,16 +348,8 @@ static int switch_backing(
 	for (int i = 0; i < SERVE_TRIES && r < 0; i++)
 		r = serve(vm, err);
 	if (r < 0) {
-		/* It is taken over from its files in a while (pagerd/takeover.c), with a new epoch:
-		 * nothing of this one is written any more. */
-		smv_pager_destroy(vm->pager);
-		vm->pager = NULL;
 		vm->unserved_since_ns = start;
-		vm->unsaved = false;
-		snprintf(vm->trouble, sizeof(vm->trouble), "its pager does not start again: %.300s",
-			err->message);
-		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL, "VM '%s' is not served: %s",
-			vm->name, vm->trouble);
+		smv_vm_stall(vm, "its pager does not start again", err);
 		return r;
 	}
 	smv_log_info("VM '%s': %u leases more; it was not served for %lu us", vm->name,

@@ -185,13 +185,11 @@ void smv_pagerd_collect(void *ctx, struct smv_metrics *metrics)
 {
 	struct smv_vm **list;
 	size_t n = smv_vms_list(&list), busy = 0;
-	struct timespec until;
+	uint64_t until = smv_now_ns() + PATIENCE_S * SMV_NS_PER_S;
 
 	(void)ctx;
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += PATIENCE_S;
 	for (size_t i = 0; i < n; i++) {
-		if (pthread_mutex_timedlock(&list[i]->lock, &until) == 0) {
+		if (smv_vm_lock_until(list[i], until)) {
 			add_vm(metrics, list[i]);
 			pthread_mutex_unlock(&list[i]->lock);
 		} else {

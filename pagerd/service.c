@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pagerd/service.h"
 
+#include "common/clock.h"
 #include "pagerd/budget.h"
 #include "pagerd/migration.h"
 #include "pagerd/vm.h"
@@ -9,6 +10,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Who lists VMs is not kept waiting by one of them. */
+#define PATIENCE_NS (2 * SMV_NS_PER_S)
 
 #define HANDLER(name)                                                                              \
 	static int name(void *ctx, struct smv_rpc_call *call, const ProtobufCMessage *request,     \
@@ -86,8 +90,17 @@ static void fill_info(struct smv_vm *vm, const struct smv_pager_stats *stats, Vm
 	fill_sub_hosts(&vm->backing, info);
 }
 
+/* What can be said of a VM whose lock does not come. */
+static void fill_busy(const struct smv_vm *vm, VmInfo *info)
+{
+	info->name = strdup(vm->name);
+	info->trouble =
+		strdup("busy: what is being done with it does not end; does its QEMU answer?");
+}
+
 HANDLER(list_vms)
 {
+	uint64_t until = smv_now_ns() + PATIENCE_NS;
 	Smemv__V1__ListVmsResponse *p = (void *)response;
 	struct smv_vm **list;
 	size_t n = smv_vms_list(&list);
@@ -103,10 +116,13 @@ HANDLER(list_vms)
 
 		if (p->vms && info) {
 			smemv__v1__vm_info__init(info);
-			pthread_mutex_lock(&list[i]->lock);
-			smv_vm_stats(list[i], &stats);
-			fill_info(list[i], &stats, info);
-			pthread_mutex_unlock(&list[i]->lock);
+			if (smv_vm_lock_until(list[i], until)) {
+				smv_vm_stats(list[i], &stats);
+				fill_info(list[i], &stats, info);
+				pthread_mutex_unlock(&list[i]->lock);
+			} else {
+				fill_busy(list[i], info);
+			}
 			p->vms[p->n_vms++] = info;
 		}
 		smv_vm_put(list[i]);
@@ -178,7 +194,10 @@ HANDLER(get_vm_stats)
 		abort();
 	smemv__v1__vm_info__init(p->info);
 	smemv__v1__latency_quantiles__init(p->fault_latency_us);
-	pthread_mutex_lock(&vm->lock);
+	if (!smv_vm_lock_until(vm, smv_now_ns() + PATIENCE_NS))
+		return put(vm,
+			smv_fail(err, SMV_UNAVAILABLE, "busy", "Try again; does its QEMU answer?",
+				"what is being done with VM '%s' does not end", vm->name));
 	fill_stats(vm, p);
 	pthread_mutex_unlock(&vm->lock);
 	smv_vm_put(vm);

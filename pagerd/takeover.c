@@ -34,6 +34,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define NOT_TAKEN_OVER "not taken over"
 #define LEASE_TIMEOUT_MS 5000
 #define FENCE_TIMEOUT_MS 2000
 #define RELEASE_TIMEOUT_MS 2000
@@ -160,26 +161,6 @@ static int resume(struct smv_vm *vm, struct smv_error *err)
 	return 0;
 }
 
-/* It cannot be served: it waits, unharmed, and says why. */
-static void stall(struct smv_vm *vm, const struct smv_error *err)
-{
-	char text[sizeof(vm->trouble)];
-
-	smv_pager_destroy(vm->pager);
-	vm->pager = NULL;
-	vm->nr_unfenced = 0;
-	if (vm->backed)
-		smv_budget_restore(vm); /* what it holds it holds */
-	vm->unsaved = false;            /* whoever tries again writes a new epoch */
-	if (vm->state == SMV_VM_RUNNING && !vm->unserved_since_ns)
-		vm->unserved_since_ns = smv_now_ns();
-	snprintf(text, sizeof(text), "not taken over: %.380s", err->message);
-	if (strcmp(text, vm->trouble) != 0)
-		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL, "VM '%s' is %s %s", vm->name,
-			text, err->hint);
-	memcpy(vm->trouble, text, sizeof(text));
-}
-
 static bool is_committed(const struct smv_vm *vm, const json_t *state)
 {
 	switch (smv_migration_verdict_of(vm->migration)) {
@@ -213,7 +194,7 @@ static int go_on(struct smv_vm *vm, const json_t *state, int r, struct smv_error
 		if (r == 0)
 			r = resume(vm, err);
 		if (r < 0)
-			stall(vm, err);
+			smv_vm_stall(vm, NOT_TAKEN_OVER, err);
 		/* Nothing has run here: the source may still have it. */
 		if (r < 0 && smv_migration_verdict_of(vm->migration) == SMV_VERDICT_COMMITTED)
 			smv_migration_abort_restored(vm, err->message);
@@ -227,12 +208,12 @@ static int go_on(struct smv_vm *vm, const json_t *state, int r, struct smv_error
 			r = smv_vm_attach_uffd(vm, false, err);
 		smv_migration_abort_restored(vm, "smemv-pagerd was restarted before the commit");
 		if (r < 0)
-			stall(vm, err);
+			smv_vm_stall(vm, NOT_TAKEN_OVER, err);
 		return r;
 	}
 	vm->state = strcmp(was, "failed") == 0 ? SMV_VM_FAILED : SMV_VM_WAITING;
 	if (r < 0)
-		stall(vm, err);
+		smv_vm_stall(vm, NOT_TAKEN_OVER, err);
 	else
 		smv_log_info("VM '%s': found again, it waits", vm->name);
 	return r;

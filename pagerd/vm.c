@@ -428,6 +428,33 @@ static void forget(struct smv_vm *vm)
 		smv_vm_put(vm);
 }
 
+bool smv_vm_lock_until(struct smv_vm *vm, uint64_t deadline_ns)
+{
+	struct timespec until = {.tv_sec = (time_t)(deadline_ns / SMV_NS_PER_S),
+		.tv_nsec = (long)(deadline_ns % SMV_NS_PER_S)};
+
+	return pthread_mutex_clocklock(&vm->lock, CLOCK_MONOTONIC, &until) == 0;
+}
+
+void smv_vm_stall(struct smv_vm *vm, const char *what, const struct smv_error *err)
+{
+	char text[sizeof(vm->trouble)];
+
+	smv_pager_destroy(vm->pager);
+	vm->pager = NULL;
+	vm->nr_unfenced = 0;
+	if (vm->backed)
+		smv_budget_restore(vm); /* what it holds it holds */
+	vm->unsaved = false;            /* whoever tries again writes a new epoch */
+	if (vm->state == SMV_VM_RUNNING && !vm->unserved_since_ns)
+		vm->unserved_since_ns = smv_now_ns();
+	snprintf(text, sizeof(text), "%s: %.380s", what, err->message);
+	if (strcmp(text, vm->trouble) != 0)
+		smv_event(SMV_EVENT_VM_NOT_TAKEN_OVER, vm->name, NULL, "VM '%s' waits: %s %s",
+			vm->name, text, err->hint);
+	memcpy(vm->trouble, text, sizeof(text));
+}
+
 void smv_vm_leave(struct smv_vm *vm)
 {
 	smv_pager_destroy(vm->pager);
@@ -529,6 +556,10 @@ static void fence_rest(struct smv_vm *vm)
 /* The lock is held. A monitor that is deaf is tried again: perhaps QEMU waits for a page. */
 static void connect_qmp_again(struct smv_vm *vm)
 {
+	if (vm->qmp && smv_qmp_is_broken(vm->qmp)) {
+		smv_qmp_close(vm->qmp);
+		vm->qmp = NULL;
+	}
 	if (vm->qmp || smv_now_ns() < vm->qmp_retry_ns)
 		return;
 	if (smv_vm_qmp(vm, QMP_AGAIN_TIMEOUT_MS, NULL) < 0)

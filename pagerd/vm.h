@@ -103,6 +103,10 @@ struct smv_vm *smv_vms_get_where(bool (*fits)(struct smv_vm *, const void *), co
 struct smv_vm *smv_vm_ref(struct smv_vm *vm);
 void smv_vm_put(struct smv_vm *vm);
 
+/** smv_vm_lock_until - take its lock, or give up at @deadline_ns (smv_now_ns()): false. Who has it
+ * may wait for a QEMU that does not answer. */
+bool smv_vm_lock_until(struct smv_vm *vm, uint64_t deadline_ns);
+
 /** smv_vms_list - references to all VMs; free the array and put each. */
 size_t smv_vms_list(struct smv_vm ***vms);
 
@@ -122,6 +126,10 @@ int smv_vms_add(struct smv_vm *vm, struct smv_error *err);
 /** smv_vms_replace - @vm takes @old's place in the list; @old is left as by smv_vm_leave(). -ESRCH:
  * @old is in the list no more. */
 int smv_vms_replace(struct smv_vm *old, struct smv_vm *vm);
+/** smv_vm_stall - it cannot be served: it waits, unharmed, says why, and is taken over from its
+ * files in a while (pagerd/takeover.c). @what: what did not work, @err: why. Its lock is held, or
+ * nobody else knows it. */
+void smv_vm_stall(struct smv_vm *vm, const char *what, const struct smv_error *err);
 /** smv_vm_leave - leave the VM to another pager, or another struct smv_vm: serving ends in order, an
  * eviction under way is finished or taken back; all else is in the VM's files. Its lock is held, or
  * nobody else knows it. */

@@ -345,6 +345,11 @@ int smv_qmp_open(const char *path, int timeout_ms, struct smv_qmp **result, stru
 	return 0;
 }
 
+bool smv_qmp_is_broken(const struct smv_qmp *qmp)
+{
+	return qmp->broken;
+}
+
 void smv_qmp_close(struct smv_qmp *qmp)
 {
 	if (!qmp)

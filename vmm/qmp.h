@@ -18,6 +18,8 @@ struct smv_qmp;
 /** smv_qmp_open - connect and negotiate; waits up to @timeout_ms for the socket to appear. */
 int smv_qmp_open(const char *path, int timeout_ms, struct smv_qmp **qmp, struct smv_error *err);
 void smv_qmp_close(struct smv_qmp *qmp);
+/** smv_qmp_is_broken - the stream has ended or is out of step: every further call fails. */
+bool smv_qmp_is_broken(const struct smv_qmp *qmp);
 
 /** smv_qmp_version - of QEMU, as major * 10000 + minor * 100 + micro, and as text. */
 int smv_qmp_version(const struct smv_qmp *qmp, const char **text);

@@ -264,6 +264,7 @@ Test(qmp, drops_a_late_answer)
 	cr_assert_eq(smv_qmp_version(qmp, NULL), 70203);
 	cr_assert_lt(smv_qmp_execute(qmp, "first", NULL, NULL, 50, &err), 0);
 	cr_assert_eq(err.code, SMV_TIMEOUT);
+	cr_assert_not(smv_qmp_is_broken(qmp));
 	cr_assert_eq(smv_qmp_execute(qmp, "second", NULL, &result, 5000, &err), 0);
 	cr_assert_str_eq(json_string_value(result), "\xc3\xa4");
 	json_decref(result);
@@ -340,8 +341,10 @@ static enum smv_code code_with(void (*behave)(int fd), int timeout_ms)
 	struct smv_error err = {0};
 
 	fake_start(&fake, behave);
-	if (smv_qmp_open(fake.dir.qmp_path, timeout_ms, &qmp, &err) == 0)
+	if (smv_qmp_open(fake.dir.qmp_path, timeout_ms, &qmp, &err) == 0) {
 		cr_assert_lt(smv_qmp_execute(qmp, "query-x", NULL, NULL, 10000, &err), 0);
+		cr_assert(smv_qmp_is_broken(qmp));
+	}
 	smv_qmp_close(qmp);
 	fake_stop(&fake);
 	return err.code;
