@@ -24,8 +24,9 @@
  *                              kept as room, but REMOTE_VALID is not, so it will be written again
  *   OUT       hole   LOST      a page is not punched before it is SAVED
  *   SAVED     data   LOCAL     acknowledged, not punched: the slot holds what the page held when it
- *                              was frozen. Mapped again since (a punch that failed), it was mapped
- *                              unprotected, so it has no marker
+ *                              was frozen, and nobody has it mapped. Data with another checksum
+ *                              counts as a hole, and is punched out: it was zeroed, see restore()
+ *                              in client/evict.c
  *   SAVED     hole   COLD      punched, after the acknowledgement. Without a slot: ZERO
  *   COLD      hole   COLD      nothing was under way
  *   COLD      data   COLD      the map is right, as in the fault thread: the data is punched out

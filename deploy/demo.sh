@@ -70,7 +70,7 @@ if [[ $install == yes ]]; then
 	packages_install demo
 fi
 say "2. Build"
-{ cmake --preset release -DBUILD_TESTING=OFF && cmake --build --preset release; } >build-release.log 2>&1 || {
+{ cmake --preset release && cmake --build --preset release; } >build-release.log 2>&1 || {
 	tail -n 40 build-release.log
 	exit 1
 }

@@ -391,7 +391,8 @@ int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned
 		if ((r = interrupted(err)) < 0)
 			return r;
 		if (smv_now_ns() > end)
-			return smv_fail(err, SMV_TIMEOUT, "qemu-slow", "Raise --timeout.",
+			return smv_fail(err, SMV_TIMEOUT, "qemu-slow",
+				"Is this host overloaded, or a disk of the VM slow?",
 				"the source's QEMU did not reach '%s' within %u ms", wanted,
 				timeout_ms);
 		if (smv_qmp_next_event(s->qmp, 20, &event) < 0)

@@ -50,7 +50,8 @@ static const struct argp_option options[] = {
 		"unix socket",
 		0},
 	{"data", 'd', "ADDR", 0,
-		"data address for hot pages: tcp:HOST:PORT; may be given several times", 0},
+		"data address for hot pages: [tcp:|verbs:]HOST:PORT; may be given several times",
+		0},
 	{"advertise", 'a', "HOST", 0,
 		"the host name or address under which other hosts reach this one (default: that of "
 		"the "

@@ -273,7 +273,7 @@ int smv_migration_listen(const struct smv_addr *addr, const char *advertise, str
 			MAX_ENDPOINTS);
 	e->transport = smv_transport_find(name);
 	if (!e->transport)
-		return smv_fail(err, SMV_INVALID, "no-transport", "Use tcp:HOST:PORT.",
+		return smv_fail(err, SMV_INVALID, "no-transport", "Use tcp:HOST:PORT or verbs:HOST:PORT.",
 			"this build has no transport '%s'", name);
 	r = smv_listen(e->transport, addr, &handler, &e->listener, &e->advertised, err);
 	if (r < 0)
@@ -1236,7 +1236,8 @@ int smv_migration_commit(struct smv_vm *vm, const struct smv_rpc_call *call, con
 			return smv_fail(
 				err, SMV_CANCELLED, "cancelled", NULL, "the caller has gone");
 		if (smv_now_ns() > end)
-			return smv_fail(err, SMV_TIMEOUT, "destination-slow", "Raise --timeout.",
+			return smv_fail(err, SMV_TIMEOUT, "destination-slow",
+				"Is the main host overloaded, or a disk of the VM slow?",
 				"the destination's QEMU has not loaded the device state after %u "
 				"ms",
 				timeout_ms);

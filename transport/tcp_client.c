@@ -635,7 +635,7 @@ static int shake_hands(int fd, const char *peer, const void *private_data, size_
 	if (private_len)
 		memcpy(hello.private_data, private_data, private_len);
 	smv_tcp_put_hello(out, &hello);
-	/* The buffer of a new socket has room for 72 bytes. */
+	/* The buffer of a new socket has room for 64 bytes. */
 	if (send(fd, out, sizeof(out), MSG_NOSIGNAL) != (ssize_t)sizeof(out))
 		ret = -ECONNRESET;
 	else

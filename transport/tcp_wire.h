@@ -2,12 +2,12 @@
 /*
  * What the tcp transport says on the wire. All integers are little-endian.
  *
- * The client begins with a hello of 72 bytes, the server answers it with 16 bytes. Then the client
+ * The client begins with a hello of 64 bytes, the server answers it with 16 bytes. Then the client
  * sends requests (a header of 32 bytes, a write's payload behind it) and the server answers each,
  * in order (a header of 16 bytes, a read's payload behind it). Both may send notifications in
  * between, which are headers only. A refused access is the last answer of its connection.
  *
- *   hello     0 magic "SMEMVTCP"   8 u16 version  10 u16 private_len  12 u32 0  16 private_data[56]
+ *   hello     0 magic "SMEMVTCP"   8 u16 version  10 u16 private_len  12 u32 0  16 private_data[48]
  *   welcome   0 magic "SMEMVTCP"   8 u16 version  10 u16 0            12 u32 status
  *   request   0 u32 op   4 u32 len or imm   8 u64 rkey   16 u64 addr   24 u32 seq   28 u32 0
  *   answer    0 u32 op   4 u32 len or imm   8 u32 seq   12 u32 status

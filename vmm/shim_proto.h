@@ -16,7 +16,7 @@
 #define SMV_SHIM_MAX_RANGES 256
 #define SMV_SHIM_MAX_FILES 16
 
-/* smv-run tells the shim where to listen by this variable; the shim unsets it, and LD_PRELOAD. */
+/* smemv-run tells the shim where to listen by this variable; the shim unsets it, and LD_PRELOAD. */
 #define SMV_SHIM_SOCKET_ENV "SMEMV_SHIM_SOCKET"
 
 enum smv_shim_op {
