@@ -15,13 +15,6 @@
 
 #define LOOK_AGAIN_MS 1
 
-static bool has_data(const struct smv_pager *p, uint64_t page)
-{
-	struct smv_page_at at = smv_page_at(p, page);
-
-	return lseek(at.fd, at.offset, SEEK_DATA) == at.offset;
-}
-
 static void free_frame(struct smv_pager *p, uint64_t page, smv_page_word word)
 {
 	atomic_fetch_sub(&p->range_local[page / SMV_EXTENT_PAGES], 1);
@@ -51,7 +44,8 @@ static int become_zero(struct smv_pager *p, uint64_t page, smv_page_word word)
 	if (!smv_fault_point("discard-not-recorded"))
 		smv_pagemap_set(p->c.map, page, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
 	smv_fault_point("discard-recorded");
-	if ((state == SMV_PAGE_LOCAL || has_data(p, page)) && !smv_pager_punch(p, page, 1)) {
+	if ((state == SMV_PAGE_LOCAL || smv_pager_has_data(p, page)) &&
+		!smv_pager_punch(p, page, 1)) {
 		smv_pagemap_set(p->c.map, page, word & ~SMV_WORD_REMOTE_VALID);
 		return -EIO;
 	}

@@ -39,7 +39,8 @@ struct victim {
 	uint64_t slot;      /* where it goes; a clean page's own */
 	bool fresh_slot;    /* allocated for this eviction */
 	uint32_t checksum;
-	bool kept; /* back to LOCAL */
+	bool staged; /* its contents are in the staging buffer */
+	bool kept;   /* back to LOCAL */
 };
 
 struct evictor {
@@ -53,7 +54,6 @@ struct evictor {
 	struct victim batch[SMV_EVICT_BATCH];
 	unsigned int nr_batch;
 	bool in_trouble;              /* told so */
-	bool told_huge;               /* that the RAM files have huge pages */
 	bool lost[SMV_SUB_HOSTS_MAX]; /* sub-hosts whose extents are closed */
 };
 
@@ -270,17 +270,20 @@ static char *staging_of(const struct evictor *e, unsigned int i)
 }
 
 /* Read the dirty victims' contents from the RAM file: reading through a mapping would leave PTEs
- * that the punch had to flush. */
-static int read_dirty(struct evictor *e)
+ * that the punch had to flush. Where a punch may zero a page and leave it, the clean ones', too. */
+static int read_batch(struct evictor *e)
 {
 	for (unsigned int i = 0; i < e->nr_batch; i++) {
 		struct victim *v = &e->batch[i];
 		struct smv_page_at at = smv_page_at(e->p, v->page);
 
-		if (v->clean)
+		if (v->clean && !atomic_load(&e->p->has_huge))
 			continue;
 		if (pread(at.fd, staging_of(e, i), SMV_PAGE_SIZE, at.offset) != SMV_PAGE_SIZE)
 			return -EIO;
+		v->staged = true;
+		if (v->clean)
+			continue;
 		v->zero = smv_page_is_zero(staging_of(e, i));
 		v->checksum = smv_page_checksum(staging_of(e, i));
 	}
@@ -424,7 +427,35 @@ static void settle(struct evictor *e)
 	}
 }
 
-bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages)
+bool smv_pager_has_data(const struct smv_pager *p, uint64_t page)
+{
+	struct smv_page_at at = smv_page_at(p, page);
+
+	return lseek(at.fd, at.offset, SEEK_DATA) == at.offset;
+}
+
+bool smv_pager_is_zero(const struct smv_pager *p, uint64_t page)
+{
+	uint64_t data[SMV_PAGE_SIZE / sizeof(uint64_t)];
+	struct smv_page_at at = smv_page_at(p, page);
+
+	return pread(at.fd, data, sizeof(data), at.offset) != sizeof(data) ||
+	       smv_page_is_zero(data);
+}
+
+void smv_pager_tell_huge(struct smv_pager *p)
+{
+	atomic_store(&p->has_huge, true);
+	if (!atomic_exchange(&p->told_huge, true))
+		smv_log_warning(
+			"VM '%s': its RAM files have huge pages, of which single pages cannot "
+			"always be given up. Write 'never' to "
+			"/sys/kernel/mm/transparent_hugepage/shmem_enabled, and mount their "
+			"tmpfs without huge=",
+			p->c.name);
+}
+
+bool smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages)
 {
 	struct smv_page_at at = smv_page_at(p, page);
 	off_t len = (off_t)(nr_pages * SMV_PAGE_SIZE), data;
@@ -432,16 +463,10 @@ bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages
 	if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset, len) < 0)
 		return false;
 	data = lseek(at.fd, at.offset, SEEK_DATA);
-	return data >= at.offset + len || (data < 0 && errno == ENXIO);
-}
-
-bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum)
-{
-	uint64_t data[SMV_PAGE_SIZE / sizeof(uint64_t)];
-	struct smv_page_at at = smv_page_at(p, page);
-
-	return pread(at.fd, data, sizeof(data), at.offset) == sizeof(data) &&
-	       smv_page_checksum(data) == checksum;
+	if (data >= at.offset + len || (data < 0 && errno == ENXIO))
+		return true;
+	smv_pager_tell_huge(p);
+	return false;
 }
 
 /* A clean victim's page, from its sub-host into the staging buffer. */
@@ -456,23 +481,17 @@ static int read_clean(struct evictor *e, unsigned int i)
 }
 
 /* No hole came: the page is a part of a huge one that somebody holds, so that the kernel could not
- * split it, and has zeroed our part instead. False: what was saved cannot be had back. */
+ * split it, and has zeroed our part instead. False: what was saved cannot be had back now. Only
+ * before it is known that such pages exist may a sub-host be asked, see read_batch(). */
 static bool restore(struct evictor *e, unsigned int i)
 {
 	const struct victim *v = &e->batch[i];
 	struct smv_page_at at = smv_page_at(e->p, v->page);
 
-	if (!e->told_huge)
-		smv_log_warning("VM '%s': page %lu cannot be given up alone: its RAM file has huge "
-				"pages. Write 'never' to "
-				"/sys/kernel/mm/transparent_hugepage/shmem_enabled, and mount its "
-				"tmpfs without huge=",
-			e->p->c.name, v->page);
-	e->told_huge = true;
 	if (v->zero || smv_fault_point("evict-trust-file") ||
-		smv_pager_file_has(e->p, v->page, v->checksum))
+		(!v->staged && !smv_pager_is_zero(e->p, v->page)))
 		return true;
-	return (!v->clean || read_clean(e, i) == 0) &&
+	return (v->staged || read_clean(e, i) == 0) &&
 	       pwrite(at.fd, staging_of(e, i), SMV_PAGE_SIZE, at.offset) == SMV_PAGE_SIZE;
 }
 
@@ -499,11 +518,11 @@ static void finish(struct evictor *e, struct victim *v)
 		smv_count(&p->evictions_clean, 1);
 }
 
-/* Give up the local copies, run by run. */
-static void punch_and_finish(struct evictor *e)
+/* Give up the local copies, run by run. How many frames that has freed. */
+static int punch_and_finish(struct evictor *e)
 {
 	struct smv_pager *p = e->p;
-	int64_t freed = 0;
+	int freed = 0;
 
 	for (unsigned int i = 0, n; i < e->nr_batch; i += n) {
 		struct victim *v = &e->batch[i];
@@ -518,7 +537,8 @@ static void punch_and_finish(struct evictor *e)
 			n++;
 		hole = smv_pager_punch(p, v->page, n);
 		for (unsigned int k = 0; k < n; k++) {
-			/* Whatever is left in the file of a COLD page is looked at by nobody. */
+			/* What is left in the file of a COLD page is not the page: the fault thread
+			 * knows of p->has_huge. */
 			if (hole || smv_pager_punch(p, v[k].page, 1) || !restore(e, i + k)) {
 				finish(e, &v[k]);
 				freed++;
@@ -532,14 +552,16 @@ static void punch_and_finish(struct evictor *e)
 	atomic_fetch_add(&p->frames_free, freed);
 	if (freed)
 		smv_kick(p->kick_fault);
+	return freed;
 }
 
+/* The number of frames that it has freed, or -errno. */
 static int evict_batch(struct evictor *e)
 {
 	int r;
 
 	find_dirty(e);
-	if ((r = read_dirty(e)) == 0 && (r = allocate_slots(e)) == 0)
+	if ((r = read_batch(e)) == 0 && (r = allocate_slots(e)) == 0)
 		r = write_dirty(e);
 	if (r < 0) {
 		keep_all(e);
@@ -547,8 +569,7 @@ static int evict_batch(struct evictor *e)
 	}
 	(void)smv_fault_point("evict-written");
 	settle(e);
-	punch_and_finish(e);
-	return 0;
+	return punch_and_finish(e);
 }
 
 static void complain(struct evictor *e, int r)
@@ -614,7 +635,12 @@ static void make_room(struct evictor *e)
 		if (r < 0) {
 			complain(e, r);
 			smv_sleep_ms(WRITE_RETRY_MS);
-		} else if (e->in_trouble) {
+			continue;
+		}
+		/* All of them were touched again, or stay in huge pages. */
+		if (r == 0)
+			smv_sleep_ms(1);
+		if (e->in_trouble) {
 			e->in_trouble = false;
 			smv_pager_set_trouble(p, SMV_TROUBLE_EVICTION, "");
 			smv_pager_set_trouble(p, SMV_TROUBLE_ROOM, "");

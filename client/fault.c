@@ -224,6 +224,22 @@ static void became_local(struct smv_pager *p, uint64_t page, smv_page_word word)
 			SMV_PAGE_ACTIVE));
 }
 
+/* A page that was fetched, over other data in the file: before it is mapped it must be there and be
+ * called LOCAL, because until then whoever takes over sees other data there. */
+static int overwrite(struct smv_pager *p, uint64_t page, const void *data, smv_page_word word)
+{
+	struct smv_page_at at = smv_page_at(p, page);
+	int r;
+
+	if (pwrite(at.fd, data, SMV_PAGE_SIZE, at.offset) != SMV_PAGE_SIZE)
+		return -EIO;
+	became_local(p, page, word);
+	r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, false);
+	if (r < 0 && r != -ESRCH)
+		smv_uffd_wake(p->c.uffd, at.addr, SMV_PAGE_SIZE);
+	return 0;
+}
+
 /* Place @data, which is in no file yet. */
 static int place(struct smv_pager *p, uint64_t page, const void *data, bool wp)
 {
@@ -284,7 +300,10 @@ static enum outcome start_fetch(struct worker *w, const struct fault *f, smv_pag
 	w->nr_idle--;
 	w->fetches[i] = *f;
 	w->fetches[i].posted_ns = now;
-	smv_pagemap_set(p->c.map, f->page, smv_word_with_state(word, SMV_PAGE_FETCHING));
+	word = smv_word_with_state(word, SMV_PAGE_FETCHING);
+	if (atomic_load(&p->has_huge) && smv_pager_has_data(p, f->page))
+		word |= SMV_WORD_OVER_DATA;
+	smv_pagemap_set(p->c.map, f->page, word);
 	return DONE;
 }
 
@@ -420,16 +439,18 @@ static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t 
 	struct fault f = w->fetches[i];
 	char *data = (char *)smv_remote_staging(p->fault_remote) + i * SMV_PAGE_SIZE;
 	smv_page_word word;
-	bool waiter;
+	bool waiter, over_data;
 	int r = status;
 
+	(void)smv_fault_point("fetched");
 	w->idle[w->nr_idle++] = (uint16_t)i;
 	w->fetches[i].since_ns = 0;
 	smv_pagemap_lock(map, f.page);
 	word = smv_pagemap_get(map, f.page);
 	assert(smv_word_state(word) == SMV_PAGE_FETCHING);
 	waiter = word & SMV_WORD_WAITER;
-	word &= ~SMV_WORD_WAITER;
+	over_data = word & SMV_WORD_OVER_DATA;
+	word &= ~(SMV_WORD_WAITER | SMV_WORD_OVER_DATA);
 	if (status == 0 && !is_what_was_written(p, data, word)) {
 		frame_return(p);
 		lose(w, f.page, word, "what its sub-host returned has another checksum");
@@ -437,11 +458,13 @@ static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t 
 		return;
 	}
 	if (status == 0)
-		r = place(p, f.page, data, !f.write);
+		r = over_data ? overwrite(p, f.page, data, word | SMV_WORD_REMOTE_VALID)
+			      : place(p, f.page, data, !f.write);
 	if (r == 0) {
 		uint64_t now = smv_now_ns();
 
-		became_local(p, f.page, word | SMV_WORD_REMOTE_VALID);
+		if (!over_data)
+			became_local(p, f.page, word | SMV_WORD_REMOTE_VALID);
 		smv_count(&p->page_ins, 1);
 		smv_histogram_record(&p->latency_ns, now - f.since_ns);
 		trace(p, &f, completed_ns, now);

@@ -15,7 +15,8 @@
  *   LOCAL    -> OUT                  inactive, chosen for eviction: nobody can map it (evictor)
  *   OUT      -> SAVED                the remote copy is acknowledged, or was valid (evictor)
  *   OUT      -> LOCAL                touched meanwhile, or the write failed (evictor)
- *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified (evictor)
+ *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified, or it was
+ *                                    zeroed in place and could not be had back (evictor)
  *   SAVED    -> LOCAL                the punch left no hole (evictor)
  *   LOCAL    -> LOST                 the file has a hole where the page should be (fault thread)
  *   LOCAL, COLD, LOST -> ZERO        the guest has discarded it (client/discard.h)
@@ -54,7 +55,8 @@ enum smv_page_activity { SMV_PAGE_ACTIVE, SMV_PAGE_ZAPPING, SMV_PAGE_INACTIVE };
 
 /*
  * bits  0-3   state
- *       4-5   activity, LOCAL only
+ *       4-5   activity, LOCAL only; bit 4 of FETCHING: OVER_DATA, the RAM file has data there that
+ *             could not be punched out and is not the page's
  *       6     REMOTE_VALID: slot (or, without a slot, a page of zeros) holds what the page held
  *             when it was last mapped write-protected
  *       7     WAITER: a fault message came while the page was in transit
@@ -63,6 +65,7 @@ enum smv_page_activity { SMV_PAGE_ACTIVE, SMV_PAGE_ZAPPING, SMV_PAGE_INACTIVE };
  */
 typedef uint64_t smv_page_word;
 
+#define SMV_WORD_OVER_DATA (1ull << 4)
 #define SMV_WORD_REMOTE_VALID (1ull << 6)
 #define SMV_WORD_WAITER (1ull << 7)
 #define SMV_SLOT_NONE ((1ull << 36) - 1)

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -152,6 +153,19 @@ int smv_pager_uninstall(struct smv_pager *p, uint64_t page)
 	return 0;
 }
 
+static uint64_t pages_in_files(const struct smv_pager *p)
+{
+	uint64_t blocks = 0;
+
+	for (unsigned int i = 0; i < p->c.ram->nr_blocks; i++) {
+		struct stat st;
+
+		if (fstat(p->c.ram->blocks[i].fd, &st) == 0)
+			blocks += (uint64_t)st.st_blocks;
+	}
+	return blocks * 512 / SMV_PAGE_SIZE;
+}
+
 int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 {
 	int (*open_remote)(const struct smv_backing *, enum smv_role, size_t, unsigned int,
@@ -164,6 +178,8 @@ int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 		(r = open_remote(p->c.backing, SMV_ROLE_WRITER, SMV_EVICT_BATCH * SMV_PAGE_SIZE,
 			 p->c.timeout_ms, &p->evict_remote, err)) < 0)
 		return r;
+	if (pages_in_files(p) > smv_pagemap_count(p->c.map, SMV_PAGE_LOCAL))
+		atomic_store(&p->has_huge, true);
 	smv_remote_watch(p->fault_remote, reader_changed, p);
 	smv_remote_watch(p->evict_remote, writer_changed, p);
 	r = pthread_create(&p->fault_thread, NULL, smv_fault_thread, p);

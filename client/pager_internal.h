@@ -37,6 +37,9 @@ struct smv_pager {
 	_Atomic bool stop;
 	bool started;
 	bool taken_over; /* from a pager that died */
+	/* The RAM files have, or had, data where no page is: they have huge pages. What is punched
+	 * may then be zeroed and stay, and a page that is fetched may meet other data. */
+	_Atomic bool has_huge, told_huge;
 	pthread_t fault_thread, evict_thread;
 	struct smv_remote *fault_remote, *evict_remote;
 	struct smv_health health;
@@ -77,10 +80,15 @@ void *smv_evict_thread(void *pager);
 /* End the thread of smv_pager_serve_discards(), if there is one. */
 void smv_discards_stop(struct smv_pager *p);
 
-/* Give up the local copies of pages of one RAM block; false: no hole came, or not everywhere. */
-bool smv_pager_punch(const struct smv_pager *p, uint64_t page, uint64_t nr_pages);
-/* Whether the RAM file has data with this checksum there. */
-bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum);
+/* Give up the local copies of pages of one RAM block; false: no hole came, or not everywhere. Where
+ * none came a page of the file may have been zeroed instead. */
+bool smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages);
+/* Note has_huge, and tell so once. */
+void smv_pager_tell_huge(struct smv_pager *p);
+/* Whether the RAM file has data there. */
+bool smv_pager_has_data(const struct smv_pager *p, uint64_t page);
+/* Whether what the RAM file has there is zeros; true also when it cannot be read. */
+bool smv_pager_is_zero(const struct smv_pager *p, uint64_t page);
 
 /* Whoever waits for a fault that was read by a pager that died faults again. */
 void smv_pager_wake_all(struct smv_pager *p);

@@ -16,7 +16,8 @@
  *   LOCAL     data   LOCAL     slot and REMOTE_VALID speak of the last protected mapping, which is
  *                              as it was; the marker is in the page table, not here
  *   LOCAL     hole   LOST      only SAVED pages are punched: somebody else took it
- *   FETCHING  hole   COLD      the read was not done, its frame is free again
+ *   FETCHING  hole   COLD      the read was not done, its frame is free again. Data counts as a hole,
+ *                              and is punched out, if the word says OVER_DATA
  *   FETCHING  data   LOCAL     UFFDIO_COPY puts a page in place whole or not at all, after the
  *                              checksum was compared. It may have been written since: then its
  *                              marker is gone, so REMOTE_VALID is true
@@ -24,9 +25,9 @@
  *                              kept as room, but REMOTE_VALID is not, so it will be written again
  *   OUT       hole   LOST      a page is not punched before it is SAVED
  *   SAVED     data   LOCAL     acknowledged, not punched: the slot holds what the page held when it
- *                              was frozen, and nobody has it mapped. Data with another checksum
- *                              counts as a hole, and is punched out: it was zeroed, see restore()
- *                              in client/evict.c
+ *                              was frozen, and nobody has it mapped. Zeros count as a
+ *                              hole, and are punched out, if it has a slot: see restore() in
+ *                              client/evict.c
  *   SAVED     hole   COLD      punched, after the acknowledgement. Without a slot: ZERO
  *   COLD      hole   COLD      nothing was under way
  *   COLD      data   COLD      the map is right, as in the fault thread: the data is punched out

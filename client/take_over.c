@@ -57,30 +57,35 @@ static void count(struct smv_taken_over *report, smv_page_word old, smv_page_wor
 	report->lost += state != SMV_PAGE_LOST && smv_word_state(new) == SMV_PAGE_LOST;
 }
 
-/* Where the data of a saved page could not be punched out, the kernel may have zeroed it instead
- * (client/evict.c). Nobody can have written to it. */
-static bool is_what_was_saved(const struct smv_pager *p, uint64_t page, smv_page_word word)
+/* Where the data of a saved page could not be punched out, the kernel has zeroed it instead
+ * (client/evict.c). Nobody can have written to it since. What is fetched over such data is not
+ * there before its word says LOCAL. */
+static bool is_the_page(const struct smv_pager *p, uint64_t page, smv_page_word word)
 {
-	return smv_word_state(word) != SMV_PAGE_SAVED || smv_word_slot(word) == SMV_SLOT_NONE ||
-	       smv_fault_point("settle-trust-file") ||
-	       smv_pager_file_has(p, page, smv_word_checksum(word));
+	if (smv_fault_point("settle-trust-file"))
+		return true;
+	switch (smv_word_state(word)) {
+	case SMV_PAGE_SAVED:
+		return smv_word_slot(word) == SMV_SLOT_NONE || !smv_pager_is_zero(p, page);
+	case SMV_PAGE_FETCHING:
+		return !(word & SMV_WORD_OVER_DATA);
+	default:
+		return true;
+	}
 }
 
 static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv_taken_over *report,
 	struct smv_error *err)
 {
 	smv_page_word old = smv_pagemap_get(p->c.map, page);
-	smv_page_word new = smv_settle_word(old, data && is_what_was_saved(p, page, old));
+	smv_page_word new = smv_settle_word(old, data && is_the_page(p, page, old));
 
 	/* Most of a large VM is not here. */
 	if (new == old && !data && smv_word_state(old) != SMV_PAGE_LOCAL)
 		return 0;
 	count(report, old, new, data);
 	if (data && smv_word_state(new) == SMV_PAGE_COLD) {
-		struct smv_page_at at = smv_page_at(p, page);
-
-		if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset,
-			    SMV_PAGE_SIZE) < 0)
+		if (!smv_pager_punch(p, page, 1) && !atomic_load(&p->has_huge))
 			return smv_fail(err, SMV_INTERNAL, "punch", NULL,
 				"cannot punch page %lu out of the RAM file of VM '%s': %s", page,
 				p->c.name, strerror(errno));

@@ -2843,8 +2843,9 @@ Test(pager, what_is_zeroed_instead_of_punched_is_put_back)
 	umount_huge();
 }
 
-/* As if the pager had died between such a punch and putting the page back. */
-static void zeroed_and_gone(void)
+/* As if the pager had died between such a punch and putting the page back; or when it had fetched a
+ * page for which the file had such zeros. @word: what the word of the page has then. */
+static void zeroed_and_gone(enum smv_page_state state, smv_page_word flags)
 {
 	static const char zeros[SMV_PAGE_SIZE];
 	struct smv_taken_over report;
@@ -2854,8 +2855,8 @@ static void zeroed_and_gone(void)
 
 	lab_open(usual);
 	find_victim(SMV_PAGE_COLD);
-	word = smv_word_with_state(smv_pagemap_get(&lab.map, victim), SMV_PAGE_SAVED);
-	smv_pagemap_set(&lab.map, victim, word | SMV_WORD_REMOTE_VALID);
+	word = smv_word_with_state(smv_pagemap_get(&lab.map, victim), state);
+	smv_pagemap_set(&lab.map, victim, word | flags);
 	at = smv_page_at(lab.pager, victim);
 	cr_assert_eq(pwrite(at.fd, zeros, sizeof(zeros), at.offset), SMV_PAGE_SIZE);
 	cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
@@ -2865,9 +2866,48 @@ static void zeroed_and_gone(void)
 
 Test(pager, what_was_zeroed_instead_of_punched_is_not_taken_for_what_was_saved)
 {
-	zeroed_and_gone();
+	zeroed_and_gone(SMV_PAGE_SAVED, SMV_WORD_REMOTE_VALID);
 	cr_assert_eq(lab.mismatches, 0);
 	lab_close();
+}
+
+Test(pager, data_that_a_fetched_page_was_to_replace_is_not_taken_for_it)
+{
+	zeroed_and_gone(SMV_PAGE_FETCHING, SMV_WORD_OVER_DATA);
+	cr_assert_eq(lab.mismatches, 0);
+	lab_close();
+}
+
+/* Takeovers under load, with pages that the file has zeros for. */
+static void take_over_huge(unsigned int times)
+{
+	struct stub_options o = usual;
+	struct smv_taken_over report;
+	struct smv_error err = {0};
+
+	mount_huge();
+	o.seed = 22;
+	o.huge_dir = huge_dir;
+	lab_open(o);
+	stub_lab_start(&lab);
+	stub_stress_start(&lab);
+	while (times--) {
+		stub_watch(&lab, 40);
+		cr_assert_eq(stub_lab_take_over(&lab, &report, &err), 0, "%s", err.message);
+		cr_assert_eq(report.lost, 0);
+		stub_lab_start(&lab);
+	}
+	stub_stress_stop(&lab);
+	stub_run(&lab, stub_read_all);
+	stub_lab_stop(&lab);
+}
+
+Test(pager, takeovers_with_huge_pages_lose_nothing)
+{
+	take_over_huge(30);
+	cr_assert_eq(lab.mismatches, 0, "%lu of %lu", lab.mismatches, lab.checks);
+	stub_lab_destroy(&lab);
+	umount_huge();
 }
 
 /* --- what the tests above must be able to see --------------------------------------------- */
@@ -2912,7 +2952,44 @@ Test(pager_faults, zeros_that_are_kept_after_a_punch_are_noticed)
 Test(pager_faults, zeros_that_are_taken_for_what_was_saved_are_noticed)
 {
 	setenv("SMEMV_FAULT", "settle-trust-file", 1);
-	zeroed_and_gone();
+	zeroed_and_gone(SMV_PAGE_SAVED, SMV_WORD_REMOTE_VALID);
+	cr_assert_gt(lab.mismatches, 0);
+	stub_lab_destroy(&lab);
+}
+
+/* Its word says so from the moment at which it is asked for. */
+Test(pager_faults, a_page_that_is_fetched_over_zeros_is_marked)
+{
+	struct stub_options o = usual;
+	smv_page_word word;
+	pthread_t thread;
+
+	mount_huge();
+	stop_at("fetched", "");
+	o.huge_dir = huge_dir;
+	lab_open(o);
+	stub_lab_start(&lab);
+	do
+		victim = page_in(SMV_PAGE_COLD, victim + 1);
+	while (!smv_pager_has_data(lab.pager, victim));
+	cr_assert_eq(pthread_create(&thread, NULL, touch_victim, &lab), 0);
+	wait_for(is_stopped_there, 20);
+	word = smv_pagemap_get(&lab.map, victim);
+	cr_assert_eq(smv_word_state(word), SMV_PAGE_FETCHING);
+	cr_assert(word & SMV_WORD_OVER_DATA);
+	go_on();
+	pthread_join(thread, NULL);
+	stub_run(&lab, stub_read_all);
+	cr_assert_eq(lab.mismatches, 0);
+	stub_lab_stop(&lab);
+	stub_lab_destroy(&lab);
+	remove_stop();
+	umount_huge();
+}
+
+Test(pager_faults, zeros_that_are_taken_for_a_fetched_page_are_noticed)
+{
+	zeroed_and_gone(SMV_PAGE_FETCHING, 0);
 	cr_assert_gt(lab.mismatches, 0);
 	stub_lab_destroy(&lab);
 }
