@@ -25,6 +25,11 @@ double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_byt
 	       (double)dirty_bytes / (c->bytes_per_ms > 0 ? c->bytes_per_ms : 1);
 }
 
+double smv_converge_allowed_ms(const struct smv_converge *c)
+{
+	return c->max_downtime_ms + (c->scan_on_top ? c->scan_ms : 0);
+}
+
 bool smv_converge_stalled(const struct smv_converge *c)
 {
 	return c->rounds_without_gain >= STALL_ROUNDS;
@@ -46,12 +51,15 @@ static bool throttle_more(struct smv_converge *c)
 enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_bytes)
 {
 	double expected_ms = smv_converge_expected_ms(c, dirty_bytes);
+	double ms = expected_ms - c->scan_ms; /* what rounds can make shorter, and little else */
 	bool stalled;
 
-	if (expected_ms <= c->max_downtime_ms)
+	if (expected_ms <= smv_converge_allowed_ms(c))
 		return SMV_CONVERGE_SWITCH_OVER;
-	if (c->best_ms == 0 || expected_ms < GAIN * c->best_ms) {
-		c->best_ms = expected_ms;
+	if (smv_converge_expected_ms(c, 0) > smv_converge_allowed_ms(c) && !c->stop)
+		return SMV_CONVERGE_FAIL;
+	if (c->best_ms == 0 || ms < GAIN * c->best_ms) {
+		c->best_ms = ms;
 		c->rounds_without_gain = 0;
 	} else {
 		c->rounds_without_gain++;

@@ -3,7 +3,8 @@
  * When to switch over, and what to do when the rounds do not get there.
  *
  * The expected downtime is what is dirty now, sent at the rate of the rounds so far, plus what a
- * switch-over costs beside that: a constant, and looking at all pages once more. When it is within
+ * switch-over costs beside that: a constant, and looking at all pages once more. No round makes
+ * that shorter: if it is too long by itself the migration fails at once. When it is within
  * --max-downtime the VM is switched over. The rounds stall when in STALL_ROUNDS of them the
  * expected downtime has not become a tenth shorter than the best before; then the VM is throttled,
  * if that is allowed, and a step more in each further round without such a gain. When it cannot be
@@ -18,6 +19,7 @@
 struct smv_converge {
 	/* The operator's wishes. */
 	unsigned int max_downtime_ms;
+	bool scan_on_top; /* max_downtime_ms is without scan_ms */
 	unsigned int max_rounds;
 	unsigned int max_throttle_percent; /* 0: the VM is not to be throttled */
 	bool stop;                         /* instead of failing */
@@ -44,6 +46,9 @@ void smv_converge_sent(struct smv_converge *c, uint64_t bytes, double ms);
 
 /** smv_converge_expected_ms - how long the VM would stand still with @dirty_bytes to send. */
 double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_bytes);
+
+/** smv_converge_allowed_ms - how long it may. */
+double smv_converge_allowed_ms(const struct smv_converge *c);
 
 /** smv_converge_next - what to do with @dirty_bytes dirty after the last round. */
 enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_bytes);

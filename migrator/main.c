@@ -69,7 +69,7 @@ static struct {
 	char default_state_dir[SMV_RUNTIME_PATH_MAX];
 	char *sub_hosts[SMV_SUB_HOSTS_MAX];
 	char qmp_path[SMV_RUNTIME_PATH_MAX], shim_path[SMV_RUNTIME_PATH_MAX];
-} opts = {.run = {.transport = "auto", .max_rounds = 30, .max_downtime_ms = 300, .verdict_s = 30}};
+} opts = {.run = {.transport = "auto", .max_rounds = 30, .verdict_s = 30}};
 
 static const struct argp_option options[] = {
 	{NULL, 0, NULL, 0, "Which VM:", 1},
@@ -98,7 +98,9 @@ static const struct argp_option options[] = {
 		2},
 	{NULL, 0, NULL, 0, "How:", 3},
 	{"max-downtime", OPT_MAX_DOWNTIME, "MS", 0,
-		"switch over when the VM would stop for no longer than this (default 300)", 3},
+		"switch over when the VM would stop for no longer than this (default: 300 "
+		"and the time for looking at all pages)",
+		3},
 	{"max-rounds", OPT_MAX_ROUNDS, "N", 0, "rounds before giving up on that (default 30)", 3},
 	{"on-no-converge", OPT_NO_CONVERGE, "WHAT", 0,
 		"then: fail (default; the source runs on) or stop (switch over all the same)", 3},

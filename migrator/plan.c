@@ -156,10 +156,7 @@ static int interrupted(void *unused, struct smv_error *err)
 
 static void estimate(struct plan *p)
 {
-	struct smv_converge wishes = {.max_downtime_ms = p->o->max_downtime_ms,
-		.max_rounds = p->o->max_rounds,
-		.max_throttle_percent = p->o->max_throttle_percent,
-		.stop = p->o->stop_on_no_converge};
+	struct smv_converge wishes = smv_run_wishes(p->o);
 	uint64_t credit = p->answer ? p->answer->hot_credit_pages : 0;
 	struct smv_error err;
 

@@ -190,8 +190,8 @@ void smv_recover(struct smv_journal *j, unsigned int verdict_ms, bool assume_abo
 	if (out->outcome == SMV_DOUBTFUL || strcmp(out->error.reason, SMV_REASON_RESUME) == 0)
 		out->settled = false;
 	if (opened) {
-		/* What cannot be put back now is tried again. */
-		if (smv_source_detach(&source) < 0)
+		/* What cannot be put back now is tried again; not in a QEMU whose VM has gone. */
+		if (smv_source_detach(&source) < 0 && !out->committed)
 			out->settled = false;
 		smv_source_state(&source, out->source_state, sizeof(out->source_state));
 	} else if (gone) {

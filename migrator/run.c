@@ -24,6 +24,8 @@
 #include <time.h>
 #include <unistd.h>
 
+/* By default. */
+#define MAX_DOWNTIME_MS 300
 /* How long the VM may stand still while QEMU sends or loads the device state. */
 #define STOPPED_TIMEOUT_MS 30000
 
@@ -43,6 +45,7 @@ struct run {
 	uint64_t collected_ns; /* when the dirty pages were last collected */
 	uint64_t stopped_ns;   /* 0: the source was not seen to stop */
 	double populated_ms;   /* how long it took to look for holes */
+	double told_ms;        /* of the scans: telling the main host that we live */
 	bool refusable;        /* nothing was touched yet */
 };
 
@@ -79,6 +82,16 @@ int smv_run_interrupted(struct smv_error *err)
 	return 0;
 }
 
+struct smv_converge smv_run_wishes(const struct smv_run_options *o)
+{
+	return (struct smv_converge){
+		.max_downtime_ms = o->max_downtime_ms ? o->max_downtime_ms : MAX_DOWNTIME_MS,
+		.scan_on_top = !o->max_downtime_ms,
+		.max_rounds = o->max_rounds,
+		.max_throttle_percent = o->max_throttle_percent,
+		.stop = o->stop_on_no_converge};
+}
+
 static double ms_since(uint64_t ns)
 {
 	return (double)(smv_now_ns() - ns) / 1e6;
@@ -100,6 +113,20 @@ static int record_undo(void *ctx, struct smv_error *err)
 
 	return smv_journal_set(
 		run->journal, json_pack("{s:o}", "undo", smv_source_undo(&run->source)), err);
+}
+
+/* The source's interrupted(): with much RAM its scans take long, and the main host must hear of us.
+ */
+static int go_on(void *ctx, struct smv_error *err)
+{
+	struct run *run = ctx;
+	uint64_t start = smv_now_ns();
+	int r = smv_run_interrupted(err);
+
+	if (r == 0)
+		r = smv_dest_keep_alive(&run->dest, err);
+	run->told_ms += ms_since(start);
+	return r;
 }
 
 static bool is_about(const struct run *run, const json_t *journal, const struct smv_process *source)
@@ -168,6 +195,8 @@ static int begin_journal(struct run *run, struct smv_error *err)
 		r = smv_supervisor_start(o->state_dir, id, &run->supervisor, err);
 	run->source.record = record_undo;
 	run->source.record_ctx = run;
+	run->source.interrupted = go_on;
+	run->source.interrupted_ctx = run;
 	return r;
 }
 
@@ -241,22 +270,10 @@ static int prepare(struct run *run, struct smv_error *err)
 		&run->push, err);
 }
 
-/* The source's interrupted(): with much RAM its scans take long, and the main host must hear of us.
- */
-static int go_on(void *ctx, struct smv_error *err)
-{
-	struct run *run = ctx;
-	int r = smv_run_interrupted(err);
-
-	return r < 0 ? r : smv_dest_keep_alive(&run->dest, err);
-}
-
 static int sample(struct run *run, struct smv_error *err)
 {
 	int r;
 
-	run->source.interrupted = go_on;
-	run->source.interrupted_ctx = run;
 	smv_progress_phase("sample", "sampling which pages are hot");
 	if ((r = write_down(run, "sample", err)) < 0 ||
 		(r = smv_source_attach(&run->source, err)) < 0)
@@ -275,10 +292,10 @@ static void show_progress(void *ctx, uint64_t done)
 static int collect(struct run *run, struct smv_error *err)
 {
 	uint64_t now = smv_now_ns(), dirty;
-	double s = (double)(now - run->collected_ns) / 1e9;
+	double s = (double)(now - run->collected_ns) / 1e9, told_ms = run->told_ms;
 	int r = smv_tracker_collect(&run->source, &run->dirty, err);
 
-	run->converge.scan_ms = ms_since(now) + run->populated_ms;
+	run->converge.scan_ms = ms_since(now) - (run->told_ms - told_ms) + run->populated_ms;
 	dirty = smv_pageset_count(&run->dirty);
 	if (run->collected_ns && s > 0)
 		smv_progress_estimate((double)dirty / s, dirty,
@@ -329,6 +346,7 @@ static int send_round(struct run *run, struct smv_error *err)
 
 static int first_round(struct run *run, struct smv_error *err)
 {
+	double told_ms;
 	uint64_t start;
 	int r;
 
@@ -338,9 +356,10 @@ static int first_round(struct run *run, struct smv_error *err)
 		(r = smv_tracker_arm(&run->source, err)) < 0)
 		return r;
 	start = smv_now_ns();
+	told_ms = run->told_ms;
 	if ((r = smv_tracker_populated(&run->source, &run->dirty, err)) < 0)
 		return r;
-	run->populated_ms = ms_since(start);
+	run->populated_ms = ms_since(start) - (run->told_ms - told_ms);
 	run->collected_ns = smv_now_ns();
 	run->result->setup_ms = ms_since(run->start_ns);
 	smv_progress_phase(
@@ -354,15 +373,22 @@ static int first_round(struct run *run, struct smv_error *err)
 static int no_converge(const struct run *run, double expected_ms, struct smv_error *err)
 {
 	const struct smv_converge *c = &run->converge;
+	double least_ms = smv_converge_expected_ms(c, 0);
 
+	if (least_ms > smv_converge_allowed_ms(c))
+		return smv_fail(err, SMV_ABORTED, "no-converge",
+			"Raise --max-downtime, or leave it out.",
+			"looking at all pages of this VM while it stands still takes %.0f ms, so "
+			"that "
+			"it stops for %.0f ms at least; --max-downtime is %u ms",
+			c->scan_ms, least_ms, c->max_downtime_ms);
 	return smv_fail(err, SMV_ABORTED, "no-converge",
 		"Raise --max-downtime or --bandwidth, slow the VM down with --max-throttle, or let "
 		"it be stopped all the same with --on-no-converge stop.",
 		"the VM dirties pages faster than they can be sent (%u rounds%s, throttled to %u "
-		"%%): switching over would stop it for about %.0f ms (%.0f ms to look at all its "
-		"pages), --max-downtime is %u ms",
+		"%%): switching over would stop it for about %.0f ms, --max-downtime is %.0f ms",
 		c->nr_rounds, smv_converge_stalled(c) ? ", the last without progress" : "",
-		c->throttle_percent, expected_ms, c->scan_ms, c->max_downtime_ms);
+		c->throttle_percent, expected_ms, smv_converge_allowed_ms(c));
 }
 
 /* The wish of the convergence. What forbids it ends nothing: the rounds go on without. */
@@ -482,8 +508,8 @@ static int switch_over(struct run *run, struct smv_error *err)
 	/* A processor that stands still may hold the lock that QEMU needs to stop the VM. */
 	unthrottle_vm(run);
 	if ((r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
-		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
-			 &run->stopped_ns, smv_run_interrupted, err)) < 0)
+		(r = smv_source_wait_migration(
+			 &run->source, "pre-switchover", timeout_ms, &run->stopped_ns, err)) < 0)
 		return r;
 	smv_fault_point("pre-switchover");
 	/* The VM stands still: the last pages, then everything that the main host must know. */
@@ -495,8 +521,7 @@ static int switch_over(struct run *run, struct smv_error *err)
 	smv_fault_point("map-confirmed");
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
-	r = smv_source_wait_migration(
-		&run->source, "completed", timeout_ms, NULL, smv_run_interrupted, err);
+	r = smv_source_wait_migration(&run->source, "completed", timeout_ms, NULL, err);
 	return r == 0 && look_again ? check_unwritten(run, err) : r;
 }
 
@@ -641,10 +666,7 @@ void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 		.journal = journal,
 		.start_ns = smv_now_ns(),
 		.refusable = true,
-		.converge = {.max_downtime_ms = options->max_downtime_ms,
-			.max_rounds = options->max_rounds,
-			.max_throttle_percent = options->max_throttle_percent,
-			.stop = options->stop_on_no_converge}};
+		.converge = smv_run_wishes(options)};
 	bool unrestored = false;
 	int r;
 

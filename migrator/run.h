@@ -23,7 +23,7 @@ struct smv_run_options {
 	const char *transport;
 	enum smv_loss_policy loss_policy;
 	unsigned int max_rounds;
-	unsigned int max_downtime_ms;
+	unsigned int max_downtime_ms; /* 0: the default */
 	bool stop_on_no_converge;
 	unsigned int max_throttle_percent; /* 0: the VM is not slowed down */
 	unsigned int verdict_s;            /* how long to ask for the verdict of a commit */
@@ -47,6 +47,9 @@ struct smv_run_options {
  */
 void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 	struct smv_result *result);
+
+/** smv_run_wishes - what the options say of convergence. */
+struct smv_converge smv_run_wishes(const struct smv_run_options *options);
 
 /** smv_run_interrupted - an smv_interrupted: has smv_run_cancel() been called, is the time over? */
 int smv_run_interrupted(struct smv_error *err);

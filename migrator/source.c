@@ -258,8 +258,8 @@ int smv_source_reopen(const char *qmp_path, const char *shim_path,
 	if (!s->registered)
 		return 0;
 	/* Tracking that goes on costs the VM little: never let it keep the VM from running. */
-	if (smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0 ||
-		get_former_uffd(s, undo, err) < 0) {
+	if (get_former_uffd(s, undo, err) < 0 ||
+		smv_guest_ram_find(s->qmp, s->process.pid, &s->ram, err) < 0) {
 		smv_log_warning("the source's RAM stays tracked: %s", err->message);
 		s->out_of_reach = err->code == SMV_TIMEOUT || err->code == SMV_UNAVAILABLE;
 		s->registered = s->out_of_reach;
@@ -371,7 +371,7 @@ static int check_status(struct smv_source *s, const char *wanted, struct smv_err
 }
 
 int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned int timeout_ms,
-	uint64_t *stopped_ns, smv_interrupted interrupted, struct smv_error *err)
+	uint64_t *stopped_ns, struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	int without_event = 0;
@@ -388,7 +388,7 @@ int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned
 			*stopped_ns = smv_now_ns();
 			return 0;
 		}
-		if ((r = interrupted(err)) < 0)
+		if ((r = smv_source_interrupted(s, err)) < 0)
 			return r;
 		if (smv_now_ns() > end)
 			return smv_fail(err, SMV_TIMEOUT, "qemu-slow",

@@ -95,7 +95,7 @@ static void fill_busy(const struct smv_vm *vm, VmInfo *info)
 {
 	info->name = strdup(vm->name);
 	info->trouble =
-		strdup("busy: what is being done with it does not end; does its QEMU answer?");
+		strdup("busy: something is being done with it, or its QEMU does not answer");
 }
 
 HANDLER(list_vms)
@@ -195,9 +195,11 @@ HANDLER(get_vm_stats)
 	smemv__v1__vm_info__init(p->info);
 	smemv__v1__latency_quantiles__init(p->fault_latency_us);
 	if (!smv_vm_lock_until(vm, smv_now_ns() + PATIENCE_NS))
-		return put(vm,
-			smv_fail(err, SMV_UNAVAILABLE, "busy", "Try again; does its QEMU answer?",
-				"what is being done with VM '%s' does not end", vm->name));
+		return put(vm, smv_fail(err, SMV_UNAVAILABLE, "busy", "Try again.",
+				       "VM '%s' is busy: something is being done with it, or its "
+				       "QEMU does not "
+				       "answer",
+				       vm->name));
 	fill_stats(vm, p);
 	pthread_mutex_unlock(&vm->lock);
 	smv_vm_put(vm);

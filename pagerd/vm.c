@@ -127,6 +127,10 @@ bool smv_vm_is_alive(const struct smv_vm *vm)
 
 int smv_vm_qmp(struct smv_vm *vm, int timeout_ms, struct smv_error *err)
 {
+	if (vm->qmp && smv_qmp_is_broken(vm->qmp)) {
+		smv_qmp_close(vm->qmp);
+		vm->qmp = NULL;
+	}
 	return vm->qmp ? 0 : smv_qmp_open(vm->qmp_path, timeout_ms, &vm->qmp, err);
 }
 
@@ -556,11 +560,7 @@ static void fence_rest(struct smv_vm *vm)
 /* The lock is held. A monitor that is deaf is tried again: perhaps QEMU waits for a page. */
 static void connect_qmp_again(struct smv_vm *vm)
 {
-	if (vm->qmp && smv_qmp_is_broken(vm->qmp)) {
-		smv_qmp_close(vm->qmp);
-		vm->qmp = NULL;
-	}
-	if (vm->qmp || smv_now_ns() < vm->qmp_retry_ns)
+	if (smv_now_ns() < vm->qmp_retry_ns)
 		return;
 	if (smv_vm_qmp(vm, QMP_AGAIN_TIMEOUT_MS, NULL) < 0)
 		vm->qmp_retry_ns = smv_now_ns() + QMP_AGAIN_NS;

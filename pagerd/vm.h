@@ -139,7 +139,7 @@ void smv_vm_leave(struct smv_vm *vm);
 int smv_vm_attach_process(struct smv_vm *vm, struct smv_error *err);
 /** smv_vm_is_alive - its process has not ended. */
 bool smv_vm_is_alive(const struct smv_vm *vm);
-/** smv_vm_qmp - connect to QMP if that is not done yet. */
+/** smv_vm_qmp - connect to QMP if that is not done yet, or the connection is of no use any more. */
 int smv_vm_qmp(struct smv_vm *vm, int timeout_ms, struct smv_error *err);
 /** smv_vm_attach_uffd - get QEMU's userfaultfd and register the RAM. @again: it must be the one
  * that an earlier pager used. */

@@ -29,7 +29,7 @@ check "interrupted: no lease is left" scenario_wait 10 "no leases" scenario_no_l
 
 # fail_in_round_1 WHAT: kills it while smemv-migrate waits at the beginning of round 1.
 fail_in_round_1() {
-	migrate --max-downtime 1 &
+	migrate --max-downtime 1 --on-no-converge stop &
 	local migration=$! result
 	wait_at source round-n
 	kill -KILL "${SCENARIO_PID[$1]}"

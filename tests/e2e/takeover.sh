@@ -49,7 +49,7 @@ scenario_start second-vm main "$LAB_DIR/second.log" "$SMEMV_BIN/vmm/smemv-run" -
 	-object memory-backend-file,id=ram0,share=on,mem-path=/dev/shm/second.ram,size=64M \
 	-nodefaults -no-user-config -display none
 scenario_wait 20 "the second VM" vm_is second waiting
-migrate --max-downtime 1 &
+migrate --max-downtime 1 --on-no-converge stop &
 migration=$!
 wait_at source round-n
 check "killed in the rounds: the next pager starts" restart_pagerd KILL

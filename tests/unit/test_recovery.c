@@ -43,6 +43,19 @@ Test(converge, looking_at_all_pages_counts_as_downtime)
 	cr_assert_float_eq(smv_converge_expected_ms(&c, 10 * MIB), 250, 1);
 	cr_assert_eq(smv_converge_next(&c, 59 * MIB), SMV_CONVERGE_SWITCH_OVER);
 	cr_assert_eq(smv_converge_next(&c, 62 * MIB), SMV_CONVERGE_SEND);
+	/* A tenth less of the rest, which is not a tenth of all, is a gain. */
+	c.best_ms = 0;
+	for (uint64_t dirty = 400; dirty > 70; dirty -= dirty / 6)
+		cr_assert_eq(smv_converge_next(&c, dirty * MIB), SMV_CONVERGE_SEND);
+	cr_assert_not(smv_converge_stalled(&c));
+	/* No round makes it shorter. */
+	c.scan_ms = 270;
+	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_FAIL);
+	c.stop = true;
+	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_SEND);
+	c.scan_on_top = true;
+	cr_assert_eq(smv_converge_next(&c, 259 * MIB), SMV_CONVERGE_SWITCH_OVER);
+	cr_assert_eq(smv_converge_next(&c, 262 * MIB), SMV_CONVERGE_SEND);
 }
 
 Test(converge, goes_on_while_it_gets_better)
