@@ -45,7 +45,7 @@ static int become_zero(struct smv_pager *p, uint64_t page, smv_page_word word)
 		smv_pagemap_set(p->c.map, page, smv_word(SMV_PAGE_ZERO, SMV_SLOT_NONE, 0));
 	smv_fault_point("discard-recorded");
 	if ((state == SMV_PAGE_LOCAL || smv_pager_has_data(p, page)) &&
-		!smv_pager_punch(p, page, 1)) {
+		smv_pager_punch(p, page, 1) < 0) {
 		smv_pagemap_set(p->c.map, page, word & ~SMV_WORD_REMOTE_VALID);
 		return -EIO;
 	}

@@ -39,8 +39,7 @@ struct victim {
 	uint64_t slot;      /* where it goes; a clean page's own */
 	bool fresh_slot;    /* allocated for this eviction */
 	uint32_t checksum;
-	bool staged; /* its contents are in the staging buffer */
-	bool kept;   /* back to LOCAL */
+	bool kept; /* back to LOCAL */
 };
 
 struct evictor {
@@ -270,20 +269,17 @@ static char *staging_of(const struct evictor *e, unsigned int i)
 }
 
 /* Read the dirty victims' contents from the RAM file: reading through a mapping would leave PTEs
- * that the punch had to flush. Where a punch may zero a page and leave it, the clean ones', too. */
-static int read_batch(struct evictor *e)
+ * that the punch had to flush. */
+static int read_dirty(struct evictor *e)
 {
 	for (unsigned int i = 0; i < e->nr_batch; i++) {
 		struct victim *v = &e->batch[i];
 		struct smv_page_at at = smv_page_at(e->p, v->page);
 
-		if (v->clean && !atomic_load(&e->p->has_huge))
+		if (v->clean)
 			continue;
 		if (pread(at.fd, staging_of(e, i), SMV_PAGE_SIZE, at.offset) != SMV_PAGE_SIZE)
 			return -EIO;
-		v->staged = true;
-		if (v->clean)
-			continue;
 		v->zero = smv_page_is_zero(staging_of(e, i));
 		v->checksum = smv_page_checksum(staging_of(e, i));
 	}
@@ -434,13 +430,13 @@ bool smv_pager_has_data(const struct smv_pager *p, uint64_t page)
 	return lseek(at.fd, at.offset, SEEK_DATA) == at.offset;
 }
 
-bool smv_pager_is_zero(const struct smv_pager *p, uint64_t page)
+bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum)
 {
 	uint64_t data[SMV_PAGE_SIZE / sizeof(uint64_t)];
 	struct smv_page_at at = smv_page_at(p, page);
 
-	return pread(at.fd, data, sizeof(data), at.offset) != sizeof(data) ||
-	       smv_page_is_zero(data);
+	return pread(at.fd, data, sizeof(data), at.offset) == sizeof(data) &&
+	       !smv_page_is_zero(data) && smv_page_checksum(data) == checksum;
 }
 
 void smv_pager_tell_huge(struct smv_pager *p)
@@ -455,44 +451,19 @@ void smv_pager_tell_huge(struct smv_pager *p)
 			p->c.name);
 }
 
-bool smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages)
+int smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages)
 {
 	struct smv_page_at at = smv_page_at(p, page);
 	off_t len = (off_t)(nr_pages * SMV_PAGE_SIZE), data;
+	int r = 1;
 
 	if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset, len) < 0)
-		return false;
-	data = lseek(at.fd, at.offset, SEEK_DATA);
+		r = -errno;
+	data = r < 0 ? at.offset : lseek(at.fd, at.offset, SEEK_DATA);
 	if (data >= at.offset + len || (data < 0 && errno == ENXIO))
-		return true;
+		return 0;
 	smv_pager_tell_huge(p);
-	return false;
-}
-
-/* A clean victim's page, from its sub-host into the staging buffer. */
-static int read_clean(struct evictor *e, unsigned int i)
-{
-	const struct victim *v = &e->batch[i];
-	int r = smv_remote_post(e->p->evict_remote, SMV_OP_READ, v->slot, 1, staging_of(e, i), i);
-
-	if (r == 0)
-		r = collect(e, 1, 0);
-	return r == 0 && smv_page_checksum(staging_of(e, i)) != v->checksum ? -EIO : r;
-}
-
-/* No hole came: the page is a part of a huge one that somebody holds, so that the kernel could not
- * split it, and has zeroed our part instead. False: what was saved cannot be had back now. Only
- * before it is known that such pages exist may a sub-host be asked, see read_batch(). */
-static bool restore(struct evictor *e, unsigned int i)
-{
-	const struct victim *v = &e->batch[i];
-	struct smv_page_at at = smv_page_at(e->p, v->page);
-
-	if (v->zero || smv_fault_point("evict-trust-file") ||
-		(!v->staged && !smv_pager_is_zero(e->p, v->page)))
-		return true;
-	return (v->staged || read_clean(e, i) == 0) &&
-	       pwrite(at.fd, staging_of(e, i), SMV_PAGE_SIZE, at.offset) == SMV_PAGE_SIZE;
+	return r;
 }
 
 /* SAVED -> COLD or ZERO. */
@@ -518,7 +489,9 @@ static void finish(struct evictor *e, struct victim *v)
 		smv_count(&p->evictions_clean, 1);
 }
 
-/* Give up the local copies, run by run. How many frames that has freed. */
+/* Give up the local copies, run by run. How many that were. What cannot be punched out is given up
+ * as well: the remote copy is right, what is left in the file is not the page any more, and its
+ * memory is not to be had back either way. */
 static int punch_and_finish(struct evictor *e)
 {
 	struct smv_pager *p = e->p;
@@ -526,7 +499,7 @@ static int punch_and_finish(struct evictor *e)
 
 	for (unsigned int i = 0, n; i < e->nr_batch; i += n) {
 		struct victim *v = &e->batch[i];
-		bool hole;
+		bool zeroed;
 
 		n = 1;
 		if (v->kept)
@@ -535,18 +508,16 @@ static int punch_and_finish(struct evictor *e)
 			smv_guest_ram_block_of(p->c.ram, v[n].page) ==
 				smv_guest_ram_block_of(p->c.ram, v->page))
 			n++;
-		hole = smv_pager_punch(p, v->page, n);
+		zeroed = smv_pager_punch(p, v->page, n) > 0;
 		for (unsigned int k = 0; k < n; k++) {
-			/* What is left in the file of a COLD page is not the page: the fault thread
-			 * knows of p->has_huge. */
-			if (hole || smv_pager_punch(p, v[k].page, 1) || !restore(e, i + k)) {
-				finish(e, &v[k]);
-				freed++;
+			if (zeroed && smv_fault_point("evict-keep-zeroed")) {
+				smv_pagemap_lock(p->c.map, v[k].page);
+				keep(e, &v[k]);
+				smv_pagemap_unlock(p->c.map, v[k].page);
 				continue;
 			}
-			smv_pagemap_lock(p->c.map, v[k].page);
-			keep(e, &v[k]);
-			smv_pagemap_unlock(p->c.map, v[k].page);
+			finish(e, &v[k]);
+			freed++;
 		}
 	}
 	atomic_fetch_add(&p->frames_free, freed);
@@ -561,7 +532,7 @@ static int evict_batch(struct evictor *e)
 	int r;
 
 	find_dirty(e);
-	if ((r = read_batch(e)) == 0 && (r = allocate_slots(e)) == 0)
+	if ((r = read_dirty(e)) == 0 && (r = allocate_slots(e)) == 0)
 		r = write_dirty(e);
 	if (r < 0) {
 		keep_all(e);
@@ -637,7 +608,7 @@ static void make_room(struct evictor *e)
 			smv_sleep_ms(WRITE_RETRY_MS);
 			continue;
 		}
-		/* All of them were touched again, or stay in huge pages. */
+		/* All of them were touched again. */
 		if (r == 0)
 			smv_sleep_ms(1);
 		if (e->in_trouble) {

@@ -86,7 +86,7 @@ static const char *why_foreign(
 {
 	if (h->magic != SMV_PAGEMAP_MAGIC)
 		return "it is no page map";
-	if (h->version != SMV_PAGEMAP_VERSION)
+	if (h->version < SMV_PAGEMAP_OLDEST || h->version > SMV_PAGEMAP_VERSION)
 		return "it is of another version of smemv";
 	if (h->page_size != SMV_PAGE_SIZE || h->nr_pages != nr_pages)
 		return "it is of a VM with another size";

@@ -15,9 +15,7 @@
  *   LOCAL    -> OUT                  inactive, chosen for eviction: nobody can map it (evictor)
  *   OUT      -> SAVED                the remote copy is acknowledged, or was valid (evictor)
  *   OUT      -> LOCAL                touched meanwhile, or the write failed (evictor)
- *   SAVED    -> COLD, ZERO           the local copy is punched out and the hole verified, or it was
- *                                    zeroed in place and could not be had back (evictor)
- *   SAVED    -> LOCAL                the punch left no hole (evictor)
+ *   SAVED    -> COLD, ZERO           the local copy is punched out, or zeroed in place (evictor)
  *   LOCAL    -> LOST                 the file has a hole where the page should be (fault thread)
  *   LOCAL, COLD, LOST -> ZERO        the guest has discarded it (client/discard.h)
  *   LOCAL, COLD -> ZERO              a hole at the source in the end (incoming migration)
@@ -129,7 +127,9 @@ struct smv_pagemap {
 
 /* The file: this header in one page, then the words. */
 #define SMV_PAGEMAP_MAGIC 0x50414d4556534d53ull /* "SMSVEMAP" */
-#define SMV_PAGEMAP_VERSION 2 /* since 2 a SAVED word names the slot that was written */
+/* Since 2 a SAVED word names the slot that was written; since 3 there is OVER_DATA. */
+#define SMV_PAGEMAP_VERSION 3
+#define SMV_PAGEMAP_OLDEST 2
 #define SMV_PAGEMAP_HEADER_BYTES 4096
 struct smv_pagemap_header {
 	uint64_t magic;

@@ -143,7 +143,7 @@ int smv_pager_uninstall(struct smv_pager *p, uint64_t page)
 {
 	bool here = smv_word_state(smv_pagemap_get(p->c.map, page)) == SMV_PAGE_LOCAL;
 
-	if (here && !smv_pager_punch(p, page, 1))
+	if (here && smv_pager_punch(p, page, 1) < 0)
 		return -EIO;
 	if (here) {
 		atomic_fetch_add(&p->frames_free, 1);
@@ -171,6 +171,7 @@ int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 	int (*open_remote)(const struct smv_backing *, enum smv_role, size_t, unsigned int,
 		struct smv_remote **, struct smv_error *) =
 		p->taken_over ? smv_remote_open_any : smv_remote_open;
+	uint64_t in_files;
 	int r;
 
 	if ((r = open_remote(p->c.backing, SMV_ROLE_READER, SMV_MAX_FETCHES * SMV_PAGE_SIZE,
@@ -178,7 +179,9 @@ int smv_pager_start(struct smv_pager *p, struct smv_error *err)
 		(r = open_remote(p->c.backing, SMV_ROLE_WRITER, SMV_EVICT_BATCH * SMV_PAGE_SIZE,
 			 p->c.timeout_ms, &p->evict_remote, err)) < 0)
 		return r;
-	if (pages_in_files(p) > smv_pagemap_count(p->c.map, SMV_PAGE_LOCAL))
+	/* In this order: a discard in between must not hide that there is more data than pages. */
+	in_files = pages_in_files(p);
+	if (in_files > smv_pagemap_count(p->c.map, SMV_PAGE_LOCAL))
 		atomic_store(&p->has_huge, true);
 	smv_remote_watch(p->fault_remote, reader_changed, p);
 	smv_remote_watch(p->evict_remote, writer_changed, p);

@@ -39,7 +39,9 @@ struct smv_pager {
 	bool taken_over; /* from a pager that died */
 	/* The RAM files have, or had, data where no page is: they have huge pages. What is punched
 	 * may then be zeroed and stay, and a page that is fetched may meet other data. */
-	_Atomic bool has_huge, told_huge;
+	_Atomic bool has_huge;
+	_Atomic bool told_huge; /* by a punch; that there is more data than pages may have other
+				 * reasons */
 	pthread_t fault_thread, evict_thread;
 	struct smv_remote *fault_remote, *evict_remote;
 	struct smv_health health;
@@ -80,15 +82,16 @@ void *smv_evict_thread(void *pager);
 /* End the thread of smv_pager_serve_discards(), if there is one. */
 void smv_discards_stop(struct smv_pager *p);
 
-/* Give up the local copies of pages of one RAM block; false: no hole came, or not everywhere. Where
- * none came a page of the file may have been zeroed instead. */
-bool smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages);
+/* Give up the local copies of pages of one RAM block. 0; 1: not everywhere a hole came, the rest is
+ * zeroed in the file, and stays: a part of a huge page that somebody holds, so that the kernel
+ * cannot split it; -errno: anything may be left. */
+int smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages);
 /* Note has_huge, and tell so once. */
 void smv_pager_tell_huge(struct smv_pager *p);
 /* Whether the RAM file has data there. */
 bool smv_pager_has_data(const struct smv_pager *p, uint64_t page);
-/* Whether what the RAM file has there is zeros; true also when it cannot be read. */
-bool smv_pager_is_zero(const struct smv_pager *p, uint64_t page);
+/* Whether the RAM file has data with this checksum there, and not zeros. */
+bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t checksum);
 
 /* Whoever waits for a fault that was read by a pager that died faults again. */
 void smv_pager_wake_all(struct smv_pager *p);

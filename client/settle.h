@@ -25,9 +25,9 @@
  *                              kept as room, but REMOTE_VALID is not, so it will be written again
  *   OUT       hole   LOST      a page is not punched before it is SAVED
  *   SAVED     data   LOCAL     acknowledged, not punched: the slot holds what the page held when it
- *                              was frozen, and nobody has it mapped. Zeros count as a
- *                              hole, and are punched out, if it has a slot: see restore() in
- *                              client/evict.c
+ *                              was frozen, and nobody has it mapped. If it has a slot,
+ *                              zeros or another checksum count as a hole, and are punched out:
+ *                              see punch_and_finish() in client/evict.c
  *   SAVED     hole   COLD      punched, after the acknowledgement. Without a slot: ZERO
  *   COLD      hole   COLD      nothing was under way
  *   COLD      data   COLD      the map is right, as in the fault thread: the data is punched out

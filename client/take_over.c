@@ -66,7 +66,8 @@ static bool is_the_page(const struct smv_pager *p, uint64_t page, smv_page_word 
 		return true;
 	switch (smv_word_state(word)) {
 	case SMV_PAGE_SAVED:
-		return smv_word_slot(word) == SMV_SLOT_NONE || !smv_pager_is_zero(p, page);
+		return smv_word_slot(word) == SMV_SLOT_NONE ||
+		       smv_pager_file_has(p, page, smv_word_checksum(word));
 	case SMV_PAGE_FETCHING:
 		return !(word & SMV_WORD_OVER_DATA);
 	default:
@@ -85,11 +86,13 @@ static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv
 		return 0;
 	count(report, old, new, data);
 	if (data && smv_word_state(new) == SMV_PAGE_COLD) {
-		if (!smv_pager_punch(p, page, 1) && !atomic_load(&p->has_huge))
+		int r = smv_pager_punch(p, page, 1);
+
+		if (r < 0)
 			return smv_fail(err, SMV_INTERNAL, "punch", NULL,
 				"cannot punch page %lu out of the RAM file of VM '%s': %s", page,
-				p->c.name, strerror(errno));
-		report->punched++;
+				p->c.name, strerror(-r));
+		report->punched += r == 0;
 	}
 	if (smv_word_state(new) == SMV_PAGE_LOCAL) {
 		atomic_fetch_add(&p->range_local[page / SMV_EXTENT_PAGES], 1);

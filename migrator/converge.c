@@ -19,6 +19,14 @@ void smv_converge_sent(struct smv_converge *c, uint64_t bytes, double ms)
 		c->bytes_per_ms = c->bytes / c->ms;
 }
 
+void smv_converge_scanned(struct smv_converge *c, double ms)
+{
+	c->nr_scans++;
+	c->scan_ms = ms;
+	if (c->nr_scans == 1 || ms < c->least_scan_ms)
+		c->least_scan_ms = ms;
+}
+
 double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_bytes)
 {
 	return SWITCH_OVER_MS + c->scan_ms +
@@ -28,6 +36,12 @@ double smv_converge_expected_ms(const struct smv_converge *c, uint64_t dirty_byt
 double smv_converge_allowed_ms(const struct smv_converge *c)
 {
 	return c->max_downtime_ms + (c->scan_on_top ? c->scan_ms : 0);
+}
+
+bool smv_converge_is_hopeless(const struct smv_converge *c)
+{
+	return !c->scan_on_top && c->nr_scans > 1 &&
+	       SWITCH_OVER_MS + c->least_scan_ms > c->max_downtime_ms;
 }
 
 bool smv_converge_stalled(const struct smv_converge *c)
@@ -56,7 +70,7 @@ enum smv_converge_step smv_converge_next(struct smv_converge *c, uint64_t dirty_
 
 	if (expected_ms <= smv_converge_allowed_ms(c))
 		return SMV_CONVERGE_SWITCH_OVER;
-	if (smv_converge_expected_ms(c, 0) > smv_converge_allowed_ms(c) && !c->stop)
+	if (smv_converge_is_hopeless(c) && !c->stop)
 		return SMV_CONVERGE_FAIL;
 	if (c->best_ms == 0 || ms < GAIN * c->best_ms) {
 		c->best_ms = ms;

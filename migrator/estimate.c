@@ -151,7 +151,8 @@ void smv_estimate(const struct smv_sample *s, uint64_t credit, double link_bytes
 	double sent = 0, pages = (double)full, hot_share, throttle;
 	enum smv_converge_step step = SMV_CONVERGE_SEND;
 
-	c->scan_ms = s->scan_ms;
+	smv_converge_scanned(c, s->scan_ms);
+	smv_converge_scanned(c, s->scan_ms);
 	*out = (struct smv_estimate){.total_ms = SETUP_MS, .faults_per_s = s->cold_touches_per_s};
 	out->pages_hot = full < credit ? full : credit;
 	out->pages_cold = full - out->pages_hot;

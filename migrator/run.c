@@ -295,7 +295,8 @@ static int collect(struct run *run, struct smv_error *err)
 	double s = (double)(now - run->collected_ns) / 1e9, told_ms = run->told_ms;
 	int r = smv_tracker_collect(&run->source, &run->dirty, err);
 
-	run->converge.scan_ms = ms_since(now) - (run->told_ms - told_ms) + run->populated_ms;
+	smv_converge_scanned(
+		&run->converge, ms_since(now) - (run->told_ms - told_ms) + run->populated_ms);
 	dirty = smv_pageset_count(&run->dirty);
 	if (run->collected_ns && s > 0)
 		smv_progress_estimate((double)dirty / s, dirty,
@@ -373,20 +374,20 @@ static int first_round(struct run *run, struct smv_error *err)
 static int no_converge(const struct run *run, double expected_ms, struct smv_error *err)
 {
 	const struct smv_converge *c = &run->converge;
-	double least_ms = smv_converge_expected_ms(c, 0);
 
-	if (least_ms > smv_converge_allowed_ms(c))
+	if (smv_converge_is_hopeless(c))
 		return smv_fail(err, SMV_ABORTED, "no-converge",
 			"Raise --max-downtime, or leave it out.",
-			"looking at all pages of this VM while it stands still takes %.0f ms, so "
-			"that "
-			"it stops for %.0f ms at least; --max-downtime is %u ms",
-			c->scan_ms, least_ms, c->max_downtime_ms);
+			"this VM would stand still for %.0f ms at least, of these %.0f ms to look "
+			"at "
+			"all its pages: --max-downtime is %u ms",
+			expected_ms - (c->scan_ms - c->least_scan_ms), c->least_scan_ms,
+			c->max_downtime_ms);
 	return smv_fail(err, SMV_ABORTED, "no-converge",
 		"Raise --max-downtime or --bandwidth, slow the VM down with --max-throttle, or let "
 		"it be stopped all the same with --on-no-converge stop.",
 		"the VM dirties pages faster than they can be sent (%u rounds%s, throttled to %u "
-		"%%): switching over would stop it for about %.0f ms, --max-downtime is %.0f ms",
+		"%%): switching over would stop it for about %.0f ms, allowed are %.0f ms",
 		c->nr_rounds, smv_converge_stalled(c) ? ", the last without progress" : "",
 		c->throttle_percent, expected_ms, smv_converge_allowed_ms(c));
 }
@@ -508,8 +509,8 @@ static int switch_over(struct run *run, struct smv_error *err)
 	/* A processor that stands still may hold the lock that QEMU needs to stop the VM. */
 	unthrottle_vm(run);
 	if ((r = smv_source_start_migration(&run->source, uri, err)) < 0 ||
-		(r = smv_source_wait_migration(
-			 &run->source, "pre-switchover", timeout_ms, &run->stopped_ns, err)) < 0)
+		(r = smv_source_wait_migration(&run->source, "pre-switchover", timeout_ms,
+			 &run->stopped_ns, smv_run_interrupted, err)) < 0)
 		return r;
 	smv_fault_point("pre-switchover");
 	/* The VM stands still: the last pages, then everything that the main host must know. */
@@ -521,7 +522,8 @@ static int switch_over(struct run *run, struct smv_error *err)
 	smv_fault_point("map-confirmed");
 	if ((r = smv_source_continue_migration(&run->source, err)) < 0)
 		return r;
-	r = smv_source_wait_migration(&run->source, "completed", timeout_ms, NULL, err);
+	r = smv_source_wait_migration(
+		&run->source, "completed", timeout_ms, NULL, smv_run_interrupted, err);
 	return r == 0 && look_again ? check_unwritten(run, err) : r;
 }
 

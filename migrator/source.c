@@ -371,7 +371,7 @@ static int check_status(struct smv_source *s, const char *wanted, struct smv_err
 }
 
 int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned int timeout_ms,
-	uint64_t *stopped_ns, struct smv_error *err)
+	uint64_t *stopped_ns, smv_interrupted interrupted, struct smv_error *err)
 {
 	uint64_t end = smv_now_ns() + timeout_ms * SMV_NS_PER_MS;
 	int without_event = 0;
@@ -388,7 +388,7 @@ int smv_source_wait_migration(struct smv_source *s, const char *wanted, unsigned
 			*stopped_ns = smv_now_ns();
 			return 0;
 		}
-		if ((r = smv_source_interrupted(s, err)) < 0)
+		if ((r = interrupted(err)) < 0)
 			return r;
 		if (smv_now_ns() > end)
 			return smv_fail(err, SMV_TIMEOUT, "qemu-slow",
@@ -539,6 +539,8 @@ void smv_source_close(struct smv_source *s)
 	smv_guest_ram_release(&s->ram);
 	if (s->pagemap_fd >= 0)
 		close(s->pagemap_fd);
+	if (s->uffd >= 0)
+		close(s->uffd);
 	smv_guest_process_close(s->guest);
 	if (s->qmp)
 		smv_qmp_close(s->qmp);

@@ -98,9 +98,12 @@ int smv_source_zap(struct smv_source *source, struct smv_error *err);
 int smv_source_start_migration(struct smv_source *source, const char *uri, struct smv_error *err);
 
 /** smv_source_wait_migration - wait until QEMU's migration reaches @status ("pre-switchover",
- * "completed"). @stopped_ns gets when the VM was seen to stop, if it did. */
+ * "completed"). @stopped_ns gets when the VM was seen to stop, if it did.
+ * @interrupted: asked between waits; not the source's: the main host's QEMU, which is loading, is
+ * left alone. */
 int smv_source_wait_migration(struct smv_source *source, const char *status,
-	unsigned int timeout_ms, uint64_t *stopped_ns, struct smv_error *err);
+	unsigned int timeout_ms, uint64_t *stopped_ns, smv_interrupted interrupted,
+	struct smv_error *err);
 
 /** smv_source_continue_migration - go on from pre-switchover. */
 int smv_source_continue_migration(struct smv_source *source, struct smv_error *err);

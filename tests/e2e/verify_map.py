@@ -31,7 +31,7 @@ source, main = mapped(sys.argv[1]), mapped(sys.argv[2])
 pagemap = mapped(sys.argv[3])
 table = json.load(open(sys.argv[4]))
 magic, version, page_size, nr_pages = struct.unpack_from("<QIIQ", pagemap, 0)
-assert version == 2 and page_size == PAGE and nr_pages * PAGE == len(source), "not this VM's page map"
+assert version == 3 and page_size == PAGE and nr_pages * PAGE == len(source), "not this VM's page map"
 
 arenas = []
 for host, argument in zip(table["sub_hosts"], sys.argv[5:]):

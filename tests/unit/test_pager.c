@@ -294,9 +294,9 @@ Test(pagemap, a_truncated_or_foreign_map_is_refused)
 	refused(&f, "my-v", 513, f.id, "another name");
 	refused(&f, "my-vm", 513, f.id ^ 1, "another migration");
 	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-		poke(&f, fields[i].offset, 1);
+		poke(&f, fields[i].offset, 4);
 		refused(&f, "my-vm", 513, f.id, fields[i].why);
-		poke(&f, fields[i].offset, 1);
+		poke(&f, fields[i].offset, 4);
 	}
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
 		cr_assert_eq(truncate(f.path, (off_t)sizes[i]), 0);
@@ -2840,7 +2840,7 @@ static void stress_huge(void)
 	stub_lab_stop(&lab);
 }
 
-Test(pager, what_is_zeroed_instead_of_punched_is_put_back)
+Test(pager, what_is_zeroed_instead_of_punched_is_not_the_page)
 {
 	stress_huge();
 	cr_assert_gt(lab.stats.evictions, NR_PAGES);
@@ -2948,7 +2948,7 @@ Test(pager_faults, a_lost_page_that_is_settled_as_zeros_is_noticed)
 
 Test(pager_faults, zeros_that_are_kept_after_a_punch_are_noticed)
 {
-	setenv("SMEMV_FAULT", "evict-trust-file", 1);
+	setenv("SMEMV_FAULT", "evict-keep-zeroed", 1);
 	stress_huge();
 	cr_assert_gt(lab.mismatches, 0);
 	stub_lab_destroy(&lab);

@@ -38,7 +38,7 @@ Test(converge, looking_at_all_pages_counts_as_downtime)
 {
 	struct smv_converge c = wishes();
 
-	c.scan_ms = 200;
+	smv_converge_scanned(&c, 200);
 	smv_converge_sent(&c, 1000 * MIB, 1000);
 	cr_assert_float_eq(smv_converge_expected_ms(&c, 10 * MIB), 250, 1);
 	cr_assert_eq(smv_converge_next(&c, 59 * MIB), SMV_CONVERGE_SWITCH_OVER);
@@ -49,9 +49,17 @@ Test(converge, looking_at_all_pages_counts_as_downtime)
 		cr_assert_eq(smv_converge_next(&c, dirty * MIB), SMV_CONVERGE_SEND);
 	cr_assert_not(smv_converge_stalled(&c));
 	/* No round makes it shorter. */
-	c.scan_ms = 270;
+	c.nr_scans = 0;
+	smv_converge_scanned(&c, 270);
+	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_SEND);
+	smv_converge_scanned(&c, 280);
 	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_FAIL);
 	c.stop = true;
+	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_SEND);
+	/* One scan of a busy host is none that counts. */
+	c.stop = false;
+	smv_converge_scanned(&c, 200);
+	smv_converge_scanned(&c, 270);
 	cr_assert_eq(smv_converge_next(&c, 0), SMV_CONVERGE_SEND);
 	c.scan_on_top = true;
 	cr_assert_eq(smv_converge_next(&c, 259 * MIB), SMV_CONVERGE_SWITCH_OVER);
