@@ -455,15 +455,20 @@ int smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages)
 {
 	struct smv_page_at at = smv_page_at(p, page);
 	off_t len = (off_t)(nr_pages * SMV_PAGE_SIZE), data;
-	int r = 1;
+	int r;
 
-	if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset, len) < 0)
+	if (fallocate(at.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at.offset, len) < 0) {
 		r = -errno;
-	data = r < 0 ? at.offset : lseek(at.fd, at.offset, SEEK_DATA);
+		atomic_store(&p->has_huge, true);
+		smv_log_error("VM '%s': cannot punch %lu pages at %lu out of the RAM file: %s",
+			p->c.name, nr_pages, page, strerror(-r));
+		return r;
+	}
+	data = lseek(at.fd, at.offset, SEEK_DATA);
 	if (data >= at.offset + len || (data < 0 && errno == ENXIO))
 		return 0;
 	smv_pager_tell_huge(p);
-	return r;
+	return 1;
 }
 
 /* SAVED -> COLD or ZERO. */
@@ -490,8 +495,8 @@ static void finish(struct evictor *e, struct victim *v)
 }
 
 /* Give up the local copies, run by run. How many that were. What cannot be punched out is given up
- * as well: the remote copy is right, what is left in the file is not the page any more, and its
- * memory is not to be had back either way. */
+ * as well: the remote copy is right, and what is left in the file is not the page any more. Its
+ * memory is in use until the page is fetched and given up again, or discarded. */
 static int punch_and_finish(struct evictor *e)
 {
 	struct smv_pager *p = e->p;

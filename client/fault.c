@@ -226,7 +226,8 @@ static void became_local(struct smv_pager *p, uint64_t page, smv_page_word word)
 
 /* A page that was fetched, over other data in the file: before it is mapped it must be there and be
  * called LOCAL, because until then whoever takes over sees other data there. */
-static int overwrite(struct smv_pager *p, uint64_t page, const void *data, smv_page_word word)
+static int overwrite(
+	struct smv_pager *p, uint64_t page, const void *data, smv_page_word word, bool wp)
 {
 	struct smv_page_at at = smv_page_at(p, page);
 	int r;
@@ -234,7 +235,7 @@ static int overwrite(struct smv_pager *p, uint64_t page, const void *data, smv_p
 	if (pwrite(at.fd, data, SMV_PAGE_SIZE, at.offset) != SMV_PAGE_SIZE)
 		return -EIO;
 	became_local(p, page, word);
-	r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, false);
+	r = smv_uffd_continue(p->c.uffd, at.addr, SMV_PAGE_SIZE, wp);
 	if (r < 0 && r != -ESRCH)
 		smv_uffd_wake(p->c.uffd, at.addr, SMV_PAGE_SIZE);
 	return 0;
@@ -458,7 +459,7 @@ static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t 
 		return;
 	}
 	if (status == 0)
-		r = over_data ? overwrite(p, f.page, data, word | SMV_WORD_REMOTE_VALID)
+		r = over_data ? overwrite(p, f.page, data, word | SMV_WORD_REMOTE_VALID, !f.write)
 			      : place(p, f.page, data, !f.write);
 	if (r == 0) {
 		uint64_t now = smv_now_ns();

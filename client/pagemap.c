@@ -146,6 +146,11 @@ uint64_t smv_pagemap_id(const struct smv_pagemap *map)
 	return ((const struct smv_pagemap_header *)map->mapping)->id;
 }
 
+void smv_pagemap_upgrade(struct smv_pagemap *map)
+{
+	((struct smv_pagemap_header *)map->mapping)->version = SMV_PAGEMAP_VERSION;
+}
+
 void smv_pagemap_set_served(struct smv_pagemap *map, uint64_t now_ns)
 {
 	struct smv_pagemap_header *header = map->mapping;

@@ -151,6 +151,8 @@ int smv_pagemap_create(const char *path, const char *vm, uint64_t nr_pages, stru
  * VM; nothing was changed then. */
 int smv_pagemap_load(const char *path, const char *vm, uint64_t nr_pages, uint64_t id,
 	struct smv_pagemap *map, struct smv_error *err);
+/** smv_pagemap_upgrade - from now on words may be written that former versions do not know. */
+void smv_pagemap_upgrade(struct smv_pagemap *map);
 /** smv_pagemap_id - to be given to smv_pagemap_load() later. */
 uint64_t smv_pagemap_id(const struct smv_pagemap *map);
 /** smv_pagemap_set_served / served - see smv_pagemap_header.served_ns; any thread. */

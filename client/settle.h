@@ -12,7 +12,8 @@
  *                              protected") is true: mapped for a write it has no marker.
  *                              Or it was being discarded: then it may have a marker, and count as
  *                              zeros, and that is what it must become, because QEMU waits for the
- *                              answer, and asks again before the guest may use the page
+ *                              answer, and asks again before the guest may use the page.
+ *                              Or zeros were left of a huge page that could not be split
  *   LOCAL     data   LOCAL     slot and REMOTE_VALID speak of the last protected mapping, which is
  *                              as it was; the marker is in the page table, not here
  *   LOCAL     hole   LOST      only SAVED pages are punched: somebody else took it

@@ -75,32 +75,24 @@ static bool is_the_page(const struct smv_pager *p, uint64_t page, smv_page_word 
 	}
 }
 
-static int settle_page(struct smv_pager *p, uint64_t page, bool data, struct smv_taken_over *report,
-	struct smv_error *err)
+static void settle_page(
+	struct smv_pager *p, uint64_t page, bool data, struct smv_taken_over *report)
 {
 	smv_page_word old = smv_pagemap_get(p->c.map, page);
 	smv_page_word new = smv_settle_word(old, data && is_the_page(p, page, old));
 
 	/* Most of a large VM is not here. */
 	if (new == old && !data && smv_word_state(old) != SMV_PAGE_LOCAL)
-		return 0;
+		return;
 	count(report, old, new, data);
-	if (data && smv_word_state(new) == SMV_PAGE_COLD) {
-		int r = smv_pager_punch(p, page, 1);
-
-		if (r < 0)
-			return smv_fail(err, SMV_INTERNAL, "punch", NULL,
-				"cannot punch page %lu out of the RAM file of VM '%s': %s", page,
-				p->c.name, strerror(-r));
-		report->punched += r == 0;
-	}
+	if (data && smv_word_state(new) == SMV_PAGE_COLD)
+		report->punched += smv_pager_punch(p, page, 1) == 0;
 	if (smv_word_state(new) == SMV_PAGE_LOCAL) {
 		atomic_fetch_add(&p->range_local[page / SMV_EXTENT_PAGES], 1);
 		atomic_fetch_sub(&p->frames_free, 1);
 	}
 	if (new != old)
 		smv_pagemap_set(p->c.map, page, new);
-	return 0;
 }
 
 /* The end of the run of data or holes that begins at page @page of the block; *data says which. */
@@ -127,17 +119,16 @@ static int settle_block(struct smv_pager *p, const struct smv_ram_block *b,
 {
 	uint64_t page = 0, end;
 	bool data = false;
-	int r = 0;
 
-	while (page < b->nr_pages && r == 0) {
+	while (page < b->nr_pages) {
 		if (run_end(b, page, &end, &data) < 0)
 			return smv_fail(err, SMV_INTERNAL, "ram-file", NULL,
 				"cannot see what the RAM file of block '%s' of VM '%s' holds: %s",
 				b->id, p->c.name, strerror(errno));
-		while (page < end && r == 0)
-			r = settle_page(p, b->first_page + page++, data, report, err);
+		while (page < end)
+			settle_page(p, b->first_page + page++, data, report);
 	}
-	return r;
+	return 0;
 }
 
 int smv_pager_take_over(struct smv_pager *p, struct smv_taken_over *report, struct smv_error *err)
@@ -152,6 +143,7 @@ int smv_pager_take_over(struct smv_pager *p, struct smv_taken_over *report, stru
 		r = settle_block(p, &p->c.ram->blocks[i], report, err);
 	if (r < 0)
 		return r;
+	smv_pagemap_upgrade(p->c.map);
 	if (report->lost)
 		smv_event(SMV_EVENT_PAGE_LOST, p->c.name, NULL,
 			"VM '%s': %lu pages are LOST: nothing is in its RAM file where the page "

@@ -381,8 +381,8 @@ static int no_converge(const struct run *run, double expected_ms, struct smv_err
 			"this VM would stand still for %.0f ms at least, of these %.0f ms to look "
 			"at "
 			"all its pages: --max-downtime is %u ms",
-			expected_ms - (c->scan_ms - c->least_scan_ms), c->least_scan_ms,
-			c->max_downtime_ms);
+			smv_converge_expected_ms(c, 0) - c->scan_ms + c->least_scan_ms,
+			c->least_scan_ms, c->max_downtime_ms);
 	return smv_fail(err, SMV_ABORTED, "no-converge",
 		"Raise --max-downtime or --bandwidth, slow the VM down with --max-throttle, or let "
 		"it be stopped all the same with --on-no-converge stop.",

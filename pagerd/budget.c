@@ -269,6 +269,9 @@ static void grant(struct smv_vm *vm)
 	}
 	held = smv_pager_held(vm->pager);
 	b->held = held > pages ? held : pages;
+	/* Parts of huge pages that could not be given up are held, too. */
+	held = smv_guest_ram_resident(&vm->ram) / SMV_PAGE_SIZE;
+	b->held = held > b->held ? held : b->held;
 }
 
 void smv_budget_tick_locked(struct smv_vm *vm)

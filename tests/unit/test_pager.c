@@ -251,6 +251,30 @@ Test(pagemap, a_map_is_loaded_as_it_was_left)
 	map_file_remove(&f);
 }
 
+/* What an upgrade finds. */
+Test(pagemap, a_map_of_the_former_version_is_loaded_and_becomes_one_of_this)
+{
+	struct map_file f;
+	struct smv_pagemap map;
+	struct smv_error err = {0};
+	uint32_t version = SMV_PAGEMAP_OLDEST;
+	FILE *file;
+
+	map_file_create(&f);
+	file = fopen(f.path, "r+");
+	cr_assert_eq(fseek(file, offsetof(struct smv_pagemap_header, version), SEEK_SET), 0);
+	cr_assert_eq(fwrite(&version, sizeof(version), 1, file), 1);
+	fclose(file);
+	for (uint32_t want = SMV_PAGEMAP_OLDEST; want <= SMV_PAGEMAP_VERSION; want++) {
+		cr_assert_eq(smv_pagemap_load(f.path, "my-vm", 513, f.id, &map, &err), 0, "%s",
+			err.message);
+		cr_assert_eq(((struct smv_pagemap_header *)map.mapping)->version, want);
+		smv_pagemap_upgrade(&map);
+		smv_pagemap_destroy(&map);
+	}
+	map_file_remove(&f);
+}
+
 static void refused(
 	const struct map_file *f, const char *vm, uint64_t nr_pages, uint64_t id, const char *why)
 {
