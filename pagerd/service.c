@@ -11,8 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Who lists VMs is not kept waiting by one of them. */
-#define PATIENCE_NS (2 * SMV_NS_PER_S)
+/* Who lists VMs is not kept waiting by one of them for ever: smemvctl waits for 10 s. A look at all
+ * its devices by a slow QMP may take seconds. */
+#define PATIENCE_NS (8 * SMV_NS_PER_S)
 
 #define HANDLER(name)                                                                              \
 	static int name(void *ctx, struct smv_rpc_call *call, const ProtobufCMessage *request,     \
