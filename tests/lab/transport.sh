@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The transport between two hosts: all its tests over verbs and tcp with the server in one guest and the
 # client in another, then leases over verbs, then all that can happen to a host and its link. One line per
-# check; exit status 1 if any failed. Three minutes.
+# check; exit status 1 if any failed. Three minutes, or five.
 set -euo pipefail
 
 # shellcheck source=lib.sh
