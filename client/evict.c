@@ -392,13 +392,17 @@ static void keep(struct evictor *e, struct victim *v)
 	v->kept = true;
 }
 
+static void lock_and_keep(struct evictor *e, struct victim *v)
+{
+	smv_pagemap_lock(e->p->c.map, v->page);
+	keep(e, v);
+	smv_pagemap_unlock(e->p->c.map, v->page);
+}
+
 static void keep_all(struct evictor *e)
 {
-	for (unsigned int i = 0; i < e->nr_batch; i++) {
-		smv_pagemap_lock(e->p->c.map, e->batch[i].page);
-		keep(e, &e->batch[i]);
-		smv_pagemap_unlock(e->p->c.map, e->batch[i].page);
-	}
+	for (unsigned int i = 0; i < e->nr_batch; i++)
+		lock_and_keep(e, &e->batch[i]);
 }
 
 /* The remote copies are there: OUT -> SAVED, unless somebody came meanwhile. The word names where
@@ -439,7 +443,8 @@ bool smv_pager_file_has(const struct smv_pager *p, uint64_t page, uint32_t check
 	       !smv_page_is_zero(data) && smv_page_checksum(data) == checksum;
 }
 
-void smv_pager_tell_huge(struct smv_pager *p)
+/* Note it, and tell so once. */
+static void tell_huge(struct smv_pager *p)
 {
 	atomic_store(&p->has_huge, true);
 	if (!atomic_exchange(&p->told_huge, true))
@@ -467,7 +472,7 @@ int smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages)
 	data = lseek(at.fd, at.offset, SEEK_DATA);
 	if (data >= at.offset + len || (data < 0 && errno == ENXIO))
 		return 0;
-	smv_pager_tell_huge(p);
+	tell_huge(p);
 	return 1;
 }
 
@@ -516,9 +521,7 @@ static int punch_and_finish(struct evictor *e)
 		zeroed = smv_pager_punch(p, v->page, n) > 0;
 		for (unsigned int k = 0; k < n; k++) {
 			if (zeroed && smv_fault_point("evict-keep-zeroed")) {
-				smv_pagemap_lock(p->c.map, v[k].page);
-				keep(e, &v[k]);
-				smv_pagemap_unlock(p->c.map, v[k].page);
+				lock_and_keep(e, &v[k]);
 				continue;
 			}
 			finish(e, &v[k]);

@@ -226,7 +226,7 @@ static void became_local(struct smv_pager *p, uint64_t page, smv_page_word word)
 
 /* A page that was fetched, over other data in the file: before it is mapped it must be there and be
  * called LOCAL, because until then whoever takes over sees other data there. */
-static int overwrite(
+static int place_over_data(
 	struct smv_pager *p, uint64_t page, const void *data, smv_page_word word, bool wp)
 {
 	struct smv_page_at at = smv_page_at(p, page);
@@ -459,7 +459,8 @@ static void finish_fetch(struct worker *w, unsigned int i, int status, uint64_t 
 		return;
 	}
 	if (status == 0)
-		r = over_data ? overwrite(p, f.page, data, word | SMV_WORD_REMOTE_VALID, !f.write)
+		r = over_data ? place_over_data(
+					p, f.page, data, word | SMV_WORD_REMOTE_VALID, !f.write)
 			      : place(p, f.page, data, !f.write);
 	if (r == 0) {
 		uint64_t now = smv_now_ns();

@@ -86,8 +86,6 @@ void smv_discards_stop(struct smv_pager *p);
  * zeroed in the file, and stays: a part of a huge page that somebody holds, so that the kernel
  * cannot split it; -errno: anything may be left. */
 int smv_pager_punch(struct smv_pager *p, uint64_t page, uint64_t nr_pages);
-/* Note has_huge, and tell so once. */
-void smv_pager_tell_huge(struct smv_pager *p);
 /* Whether the RAM file has data there. */
 bool smv_pager_has_data(const struct smv_pager *p, uint64_t page);
 /* Whether the RAM file has data with this checksum there, and not zeros. */

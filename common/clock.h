@@ -19,6 +19,12 @@ static inline uint64_t smv_now_ns(void)
 	return (uint64_t)ts.tv_sec * SMV_NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
+/** smv_ms_since - milliseconds since @ns, which is of smv_now_ns(). */
+static inline double smv_ms_since(uint64_t ns)
+{
+	return (double)(smv_now_ns() - ns) / 1e6;
+}
+
 /** smv_sleep_ms - sleep, resumed over signals. */
 static inline void smv_sleep_ms(unsigned int ms)
 {

@@ -47,11 +47,6 @@ static int sample_touches(struct smv_source *s, uint64_t credit,
 	return r;
 }
 
-static double ms_since(uint64_t ns)
-{
-	return (double)(smv_now_ns() - ns) / 1e6;
-}
-
 static int sample_writes(struct smv_source *s, struct smv_sample *out, struct smv_error *err)
 {
 	struct smv_pageset dirty = {0};
@@ -66,8 +61,8 @@ static int sample_writes(struct smv_source *s, struct smv_sample *out, struct sm
 		scan = smv_now_ns();
 		r = smv_tracker_collect(s, &dirty, err);
 		out->dirty_pages_per_s =
-			(double)smv_pageset_count(&dirty) / (ms_since(start) / 1000);
-		out->scan_ms += ms_since(scan);
+			(double)smv_pageset_count(&dirty) / (smv_ms_since(start) / 1000);
+		out->scan_ms += smv_ms_since(scan);
 	}
 	smv_pageset_destroy(&dirty);
 	return r;
@@ -122,7 +117,7 @@ int smv_sample_take(
 	start = smv_now_ns();
 	if (r == 0 && (r = smv_tracker_populated(s, &populated, err)) == 0) {
 		out->pages_populated = smv_pageset_count(&populated);
-		out->scan_ms = ms_since(start);
+		out->scan_ms = smv_ms_since(start);
 		if ((r = sample_touches(s, credit, &populated, out, err)) == 0 &&
 			(r = sample_writes(s, out, err)) == 0)
 			r = sample_contents(s, &populated, out, err);
@@ -151,6 +146,7 @@ void smv_estimate(const struct smv_sample *s, uint64_t credit, double link_bytes
 	double sent = 0, pages = (double)full, hot_share, throttle;
 	enum smv_converge_step step = SMV_CONVERGE_SEND;
 
+	/* A migration believes two looks, and here there is one. */
 	smv_converge_scanned(c, s->scan_ms);
 	smv_converge_scanned(c, s->scan_ms);
 	*out = (struct smv_estimate){.total_ms = SETUP_MS, .faults_per_s = s->cold_touches_per_s};

@@ -103,7 +103,7 @@ static json_t *status(void)
 		"remaining_bytes",
 		(json_int_t)((p.total ? left() : p.remaining_pages) * SMV_PAGE_SIZE),
 		"expected_downtime_ms", p.downtime_ms, "elapsed_ms",
-		(double)(smv_now_ns() - p.start_ns) / 1e6, "beat", (json_int_t)p.beat++);
+		smv_ms_since(p.start_ns), "beat", (json_int_t)p.beat++);
 }
 
 static void *tick(void *unused)

@@ -92,11 +92,6 @@ struct smv_converge smv_run_wishes(const struct smv_run_options *o)
 		.stop = o->stop_on_no_converge};
 }
 
-static double ms_since(uint64_t ns)
-{
-	return (double)(smv_now_ns() - ns) / 1e6;
-}
-
 /* --- the journal -------------------------------------------------------------------------- */
 
 static int write_down(struct run *run, const char *phase, struct smv_error *err)
@@ -125,7 +120,7 @@ static int go_on(void *ctx, struct smv_error *err)
 
 	if (r == 0)
 		r = smv_dest_keep_alive(&run->dest, err);
-	run->told_ms += ms_since(start);
+	run->told_ms += smv_ms_since(start);
 	return r;
 }
 
@@ -296,7 +291,7 @@ static int collect(struct run *run, struct smv_error *err)
 	int r = smv_tracker_collect(&run->source, &run->dirty, err);
 
 	smv_converge_scanned(
-		&run->converge, ms_since(now) - (run->told_ms - told_ms) + run->populated_ms);
+		&run->converge, smv_ms_since(now) - (run->told_ms - told_ms) + run->populated_ms);
 	dirty = smv_pageset_count(&run->dirty);
 	if (run->collected_ns && s > 0)
 		smv_progress_estimate((double)dirty / s, dirty,
@@ -339,7 +334,7 @@ static int send_round(struct run *run, struct smv_error *err)
 	smv_push_counts(run->push, &after);
 	round.pages = after.pages - before.pages;
 	round.bytes = round.pages * SMV_PAGE_SIZE;
-	round.ms = ms_since(start);
+	round.ms = smv_ms_since(start);
 	if (run->result->nr_rounds == 0)
 		round.expected_downtime_ms = -1; /* no rate is known yet */
 	return finish_round(run, &round, err);
@@ -360,9 +355,9 @@ static int first_round(struct run *run, struct smv_error *err)
 	told_ms = run->told_ms;
 	if ((r = smv_tracker_populated(&run->source, &run->dirty, err)) < 0)
 		return r;
-	run->populated_ms = ms_since(start) - (run->told_ms - told_ms);
+	run->populated_ms = smv_ms_since(start) - (run->told_ms - told_ms);
 	run->collected_ns = smv_now_ns();
-	run->result->setup_ms = ms_since(run->start_ns);
+	run->result->setup_ms = smv_ms_since(run->start_ns);
 	smv_progress_phase(
 		"rounds", "round 0: %lu populated pages", smv_pageset_count(&run->dirty));
 	smv_fault_point("round-0");
@@ -379,8 +374,7 @@ static int no_converge(const struct run *run, double expected_ms, struct smv_err
 		return smv_fail(err, SMV_ABORTED, "no-converge",
 			"Raise --max-downtime, or leave it out.",
 			"this VM would stand still for %.0f ms at least, of these %.0f ms to look "
-			"at "
-			"all its pages: --max-downtime is %u ms",
+			"at all its pages: --max-downtime is %u ms",
 			smv_converge_expected_ms(c, 0) - c->scan_ms + c->least_scan_ms,
 			c->least_scan_ms, c->max_downtime_ms);
 	return smv_fail(err, SMV_ABORTED, "no-converge",
@@ -543,7 +537,7 @@ static int ask_for_commit(struct run *run, struct smv_error *err)
 		    sizeof(result->destination_state), err) != SMV_VERDICT_COMMITTED)
 		return smv_code_to_errno(err->code);
 	result->committed = true;
-	result->downtime_ms = ms_since(run->stopped_ns);
+	result->downtime_ms = smv_ms_since(run->stopped_ns);
 #ifdef SMEMV_FAULT_POINTS
 	if (smv_fault_point("late-write"))
 		smv_push_late_write(run->push);
@@ -618,7 +612,7 @@ static enum smv_outcome back_out(struct run *run, struct smv_error *err)
 	verdict = smv_back_out(&run->source, &run->dest, run->o->verdict_s * 1000,
 		result->destination_state, sizeof(result->destination_state), err);
 	if (run->stopped_ns)
-		result->downtime_ms = ms_since(run->stopped_ns);
+		result->downtime_ms = smv_ms_since(run->stopped_ns);
 	if (verdict == SMV_VERDICT_ABORTED)
 		return outcome;
 	if (verdict != SMV_VERDICT_COMMITTED)
@@ -686,7 +680,7 @@ void smv_run(const struct smv_run_options *options, struct smv_journal *journal,
 	if (run.source.qmp && smv_source_detach(&run.source) < 0)
 		unrestored = true;
 	smv_source_state(&run.source, result->source_state, sizeof(result->source_state));
-	result->total_ms = ms_since(run.start_ns);
+	result->total_ms = smv_ms_since(run.start_ns);
 	smv_progress_end();
 	write_outcome(&run, unrestored);
 	smv_source_close(&run.source);
